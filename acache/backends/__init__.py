@@ -1,0 +1,38 @@
+"""The far tier's engines, behind the seam of `acache.backends.base`.
+
+Engines that need a client library stand in modules of their own: ``from acache.backends.redis import RedisBackend``.
+"""
+
+from .base import (
+    Add,
+    Backend,
+    Batch,
+    Cas,
+    Clear,
+    Counter,
+    KeyLimits,
+    Lease,
+    Notify,
+    Scan,
+    Stream,
+    Touch,
+)
+from .memory import MemoryBackend
+from .null import NullBackend
+
+__all__ = [
+    "Add",
+    "Backend",
+    "Batch",
+    "Cas",
+    "Clear",
+    "Counter",
+    "KeyLimits",
+    "Lease",
+    "MemoryBackend",
+    "Notify",
+    "NullBackend",
+    "Scan",
+    "Stream",
+    "Touch",
+]

@@ -1,0 +1,218 @@
+"""The seam between acache and a storage engine: `Backend`, four coroutines over bytes, and the capabilities.
+
+An engine implements `Backend` and whichever capabilities it can carry; each is a protocol of its own, looked up once
+when a cache is built.  There are no default bodies: where a capability is missing, its fallback stands once, above
+this seam, in `acache.remote`.  Third-party engines prove themselves with `acache.testing.BackendConformance`.
+
+The contract, for all of it:
+
+* A key is a non-empty ``str`` within the engine's ``key_limits``; the facade hashes what exceeds them.  Equal keys
+  are equal, different keys are different, and no key means anything to the engine's protocol, globs or paths.
+* A ttl is relative seconds above zero, fractions included, or ``None`` for ever.  An entry is never returned after
+  its ttl; writing over an entry replaces its deadline, also from a ttl to ``None``.  An engine whose clock is coarser
+  than a millisecond declares ``ttl_granularity`` in seconds: it may keep an entry that much too long, not longer.
+* Only acache's own errors are raised (`acache.errors`), with the engine's as ``__cause__``.
+* A cancelled call leaves the engine's connection usable and in step: the next reply answers the next question.
+* Nothing connects before the first operation; ``aclose`` twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, runtime_checkable
+
+__all__ = [
+    "Add",
+    "Backend",
+    "Batch",
+    "Cas",
+    "Clear",
+    "Counter",
+    "KeyLimits",
+    "Lease",
+    "Notify",
+    "Scan",
+    "Stream",
+    "Touch",
+    "Version",
+]
+
+Version: TypeAlias = object
+"""What a compare-and-set compares: opaque to everybody but the engine that gave it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyLimits:
+    """What an engine can hold as a key, declared as its class attribute ``key_limits``.
+
+    An engine that declares nothing gets the default, which every known engine can hold.
+    """
+
+    max_bytes: int = 200
+    """The longest key, in bytes of UTF-8."""
+    printable: bool = True
+    """Whether keys must be visible ASCII without blanks; otherwise any text will do."""
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What an engine must have."""
+
+    async def get(self, key: str, /) -> bytes | None:
+        """Return what is stored under ``key``, or ``None`` if there is nothing or its ttl has ended."""
+        ...
+
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        """Store ``data``, over whatever was there, for ``ttl`` seconds; ``None`` never expires.
+
+        Raises:
+            ValueTooLarge: before anything is sent.
+        """
+        ...
+
+    async def delete(self, key: str, /) -> bool:
+        """Remove ``key``; tell whether it was there and had not expired."""
+        ...
+
+    async def aclose(self) -> None:
+        """Release what this object itself opened.  An injected client stays open: its owner closes it."""
+        ...
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """Many keys in the engine's own bulk form, chunked to its limits."""
+
+    async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        """Return what is there; keys without an entry are left out."""
+        ...
+
+    async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
+        """Store every item with the same ttl.  Not atomic: on an error some may have been stored."""
+        ...
+
+    async def delete_many(self, keys: Sequence[str], /) -> int:
+        """Remove the keys; tell how many were there."""
+        ...
+
+
+@runtime_checkable
+class Add(Protocol):
+    """Set if absent."""
+
+    async def add(self, key: str, data: bytes, /, *, ttl: float | None) -> bool:
+        """Store ``data`` if nothing (or only an expired entry) is there; of concurrent callers one gets ``True``."""
+        ...
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """Atomic counters, stored as plain decimal digits."""
+
+    async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
+        """Add ``delta`` and return the sum.  A missing counter starts at 0 with ``ttl``; an existing one keeps its own.
+
+        Raises:
+            DecodeError: the entry is not a counter, or the sum leaves 64 bits.
+        """
+        ...
+
+
+@runtime_checkable
+class Touch(Protocol):
+    """Lifetimes, read and replaced without the value."""
+
+    async def touch(self, key: str, /, *, ttl: float | None) -> bool:
+        """Give an existing entry a new ttl; tell whether it was there."""
+        ...
+
+    async def ttl(self, key: str, /) -> float | None:
+        """Seconds left; ``None`` never expires.
+
+        Raises:
+            KeyMissing: there is no such entry.
+        """
+        ...
+
+
+@runtime_checkable
+class Clear(Protocol):
+    """Removal by prefix."""
+
+    async def clear(self, prefix: str, /) -> None:
+        """Remove every key that begins with ``prefix``, literally, in bounded steps, and no other key."""
+        ...
+
+
+@runtime_checkable
+class Scan(Protocol):
+    """Listing by prefix."""
+
+    def scan(self, prefix: str, /) -> AsyncIterator[str]:
+        """Yield the keys that begin with ``prefix``, literally; each that is there all the time at least once."""
+        ...
+
+
+@runtime_checkable
+class Cas(Protocol):
+    """Compare and set: what keeps an invalidation from being undone by a load that began before it."""
+
+    async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
+        """Return the entry, or ``None``, and the version of what was seen; absence has a version too."""
+        ...
+
+    async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
+        """Store ``data`` if the key still has ``version``, or has none at all now (expired, evicted).
+
+        Engines may tell two entries apart by their first 16 bytes (`acache.entry.HEAD_BYTES`).
+        """
+        ...
+
+    async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
+        """Store ``data`` unconditionally, and return what it replaced: at least its first 16 bytes, or ``None``."""
+        ...
+
+
+@runtime_checkable
+class Lease(Protocol):
+    """Advisory, expiring exclusive rights."""
+
+    async def acquire(self, key: str, owner: bytes, /, *, ttl: float) -> bool:
+        """Become the holder if there is none."""
+        ...
+
+    async def renew(self, key: str, owner: bytes, /, *, ttl: float) -> bool:
+        """Go on being the holder; ``False`` if it is someone else or nobody."""
+        ...
+
+    async def release(self, key: str, owner: bytes, /) -> bool:
+        """Stop being the holder; ``False`` if it was someone else or nobody."""
+        ...
+
+
+@runtime_checkable
+class Notify(Protocol):
+    """Messages between the processes that share this engine."""
+
+    async def publish(self, channel: str, message: bytes, /) -> None:
+        """Send ``message`` to every subscriber of ``channel`` at this moment."""
+        ...
+
+    def subscribe(self, channel: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Receive messages from the moment the context is entered; a lost connection raises `BackendUnavailable`."""
+        ...
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Large bodies in chunks, in bounded memory."""
+
+    def open(self, key: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes] | None]:
+        """Read an entry chunk by chunk; ``None`` if there is none."""
+        ...
+
+    async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
+        """Write an entry chunk by chunk; it is seen whole or not at all."""
+        ...

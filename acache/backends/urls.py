@@ -1,0 +1,40 @@
+"""Opening a backend by its URL; engines are imported when asked for."""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from ..errors import ConfigurationError
+from .base import Backend
+from .null import NullBackend
+
+__all__ = ["open_backend"]
+
+_REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
+_SCHEMES: Final = "memory://, redis://, rediss://, valkey://, valkeys://, unix://, null://"
+
+
+def open_backend(url: str) -> Backend | None:
+    """Return the backend ``url`` names; ``None`` for ``memory://``, which has no far tier.
+
+    Raises:
+        ConfigurationError: not a URL of a known scheme.
+        ImportError: the engine's client library is missing.
+    """
+    if not isinstance(url, str) or "://" not in url:
+        msg = f"{url!r} is not a URL: write one of {_SCHEMES}"
+        raise ConfigurationError(msg)
+    scheme = url.partition("://")[0].lower()
+    if scheme in ("memory", "null"):
+        parts = urlsplit(url)
+        if parts.netloc or parts.path.strip("/") or parts.query:
+            msg = f"{url!r}: {scheme}:// takes no host, path or options; those of Cache go beside the URL"
+            raise ConfigurationError(msg)
+        return None if scheme == "memory" else NullBackend()
+    if scheme in _REDIS:
+        from .redis import RedisBackend  # noqa: PLC0415 - the client library is an extra
+
+        return RedisBackend.from_url(url)
+    msg = f"{url!r}: unknown scheme {scheme!r}; known are {_SCHEMES}"
+    raise ConfigurationError(msg)

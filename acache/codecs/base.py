@@ -1,0 +1,37 @@
+"""The codec seam."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+__all__ = ["Codec"]
+
+
+class Codec(Protocol):
+    """Turns values into bytes and back, exactly or not at all.
+
+    ``name`` goes into every record, so that a cache never decodes what another codec wrote.
+    """
+
+    @property
+    def name(self) -> str:
+        """ASCII, at most 255 characters; a new name for every incompatible format."""
+        ...
+
+    def encode(self, value: Any, /) -> bytes:
+        """Return bytes from which `decode` makes an equal value of the same types.
+
+        Raises:
+            EncodeError: it cannot; the message names the type and the remedy.
+        """
+        ...
+
+    def decode(self, data: bytes, type: Any = None, /) -> Any:
+        """Return the value; ``type`` (an annotation, or ``None`` for any) names classes that may be made from it.
+
+        Whatever the bytes are, nothing is imported or executed that ``type`` or the codec's owner did not name.
+
+        Raises:
+            DecodeError: these bytes are not a value of this codec, or not of this type.
+        """
+        ...

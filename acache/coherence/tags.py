@@ -1,0 +1,51 @@
+"""Tags in this process: one cell per tag in use; invalidating a tag spoils its cell.
+
+An entry holds the cells of its tags and is valid while none of them is spoilt, so invalidating costs the same
+whatever the number of entries.  A load takes its cells before it starts: an invalidation that comes during the load
+spoils them, and the value is not stored.  A cell lives as long as an entry or a load holds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+from weakref import WeakValueDictionary
+
+__all__ = ["TagCell", "Tags"]
+
+
+class TagCell:
+    """One tag, from one invalidation to the next."""
+
+    __slots__ = ("__weakref__", "spoilt", "tag")
+
+    def __init__(self, tag: str) -> None:
+        self.tag: Final = tag
+        self.spoilt = False
+
+
+class Tags:
+    """The cells of one namespace."""
+
+    __slots__ = ("_cells",)
+
+    def __init__(self) -> None:
+        self._cells: Final[WeakValueDictionary[str, TagCell]] = WeakValueDictionary()
+
+    def cells(self, tags: Iterable[str]) -> tuple[TagCell, ...]:
+        """Return the present cells of ``tags``."""
+        return tuple([self._cells.get(tag) or self._new(tag) for tag in tags])
+
+    def spoil(self, tags: Iterable[str]) -> None:
+        """Make everything that holds one of ``tags`` invalid."""
+        for tag in tags:
+            if (cell := self._cells.pop(tag, None)) is not None:
+                cell.spoilt = True
+
+    def spoil_all(self) -> None:
+        """Make everything tagged invalid."""
+        self.spoil(tuple(self._cells))
+
+    def _new(self, tag: str) -> TagCell:
+        cell = self._cells[tag] = TagCell(tag)
+        return cell

@@ -1,0 +1,173 @@
+"""An entry as users see it, and as it travels to the far tier.
+
+The envelope is a fixed head of 40 bytes, big-endian, then names, then the payload::
+
+    offset 0   magic 0xAC   a first byte that no ASCII text has, so counters can stay plain decimal digits
+           1   version 1
+           2   flags        1 = tombstone, 2 = tags follow
+           3   length of the codec's name
+           4   token        8 random bytes, drawn for each write: tells two writes of equal values apart
+          12   created_at   float64, wall clock of the writer
+          20   fresh_for    float64 seconds, infinity = never expires
+          28   keep_for     float64 seconds, fresh_for plus the stale windows
+          36   load_time    float32 seconds, what the loader took (0 for an explicit set)
+          40   the codec's name, then the tags, then the payload
+
+The first 16 bytes differ between any two writes, so an engine can tell records apart by them alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from .errors import DecodeError
+from .events import Tier
+
+__all__ = [
+    "HEAD_BYTES",
+    "TOKEN_BYTES",
+    "Entry",
+    "Envelope",
+    "counter",
+    "is_tombstone",
+    "new_token",
+    "pack",
+    "tombstone",
+    "unpack",
+]
+
+HEAD_BYTES: Final = 16
+"""Two writes never share this many first bytes."""
+TOKEN_BYTES: Final = 8
+
+_HEAD: Final = struct.Struct(">BBBB8sdddf")
+_TAG_HEAD: Final = struct.Struct(">H")
+_MAGIC: Final = 0xAC
+_VERSION: Final = 1
+_TOMBSTONE: Final = 1
+_TAGGED: Final = 2
+_COUNTER: Final = re.compile(rb"0|-?[1-9][0-9]{0,18}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One stored value with its dates, as it was at one instant."""
+
+    value: Any
+    created_at: float
+    """When it was written; seconds since the epoch."""
+    fresh_until: float | None
+    """When its ttl ends; seconds since the epoch, ``None`` for never."""
+    expires_at: float | None
+    """When the last stale window ends and it is gone; ``None`` for never."""
+    tags: tuple[str, ...] = ()
+    tier: Tier
+    """Where it was found."""
+
+
+class Envelope(NamedTuple):
+    """A far-tier record, opened; the payload is still encoded."""
+
+    token: bytes
+    created_at: float
+    fresh_for: float
+    keep_for: float
+    load_time: float
+    codec: str
+    tags: tuple[tuple[str, bytes], ...]
+    payload: bytes
+
+
+def new_token() -> bytes:
+    """Draw the token of a write, or of a tag."""
+    return os.urandom(TOKEN_BYTES)
+
+
+def pack(envelope: Envelope) -> bytes:
+    """Put an envelope into its wire form."""
+    name = envelope.codec.encode("ascii")
+    flags = _TAGGED if envelope.tags else 0
+    parts = [
+        _HEAD.pack(
+            _MAGIC,
+            _VERSION,
+            flags,
+            len(name),
+            envelope.token,
+            envelope.created_at,
+            envelope.fresh_for,
+            envelope.keep_for,
+            envelope.load_time,
+        ),
+        name,
+    ]
+    if envelope.tags:
+        parts.append(_TAG_HEAD.pack(len(envelope.tags)))
+        for tag, token in envelope.tags:
+            text = tag.encode()
+            parts += (_TAG_HEAD.pack(len(text)), text, token)
+    parts.append(envelope.payload)
+    return b"".join(parts)
+
+
+def tombstone(token: bytes, created_at: float) -> bytes:
+    """Make the record a delete leaves behind: it reads as a miss, and differs from "nothing" for a running load."""
+    return _HEAD.pack(_MAGIC, _VERSION, _TOMBSTONE, 0, token, created_at, 0.0, 0.0, 0.0)
+
+
+def is_tombstone(head: bytes) -> bool:
+    """Tell whether a record that begins with ``head`` is a tombstone."""
+    return len(head) >= HEAD_BYTES and head[0] == _MAGIC and head[1] == _VERSION and bool(head[2] & _TOMBSTONE)
+
+
+def unpack(data: bytes) -> Envelope | None:
+    """Open a record; ``None`` for a tombstone.
+
+    Raises:
+        DecodeError: these bytes are not such a record, whatever they are.
+    """
+    try:
+        magic, version, flags, name_length, token, created_at, fresh_for, keep_for, load_time = _HEAD.unpack_from(data)
+        if magic != _MAGIC or version != _VERSION:
+            msg = f"not a record of format {_VERSION}: it begins with {bytes(data[:4]).hex()}"
+            raise DecodeError(msg)
+        if flags & _TOMBSTONE:
+            return None
+        if not (math.isfinite(created_at) and fresh_for > 0 and keep_for >= fresh_for and load_time >= 0):
+            msg = "not a record: its dates make no sense"
+            raise DecodeError(msg)
+        position = _HEAD.size + name_length
+        codec = data[_HEAD.size : position].decode("ascii")
+        tags: tuple[tuple[str, bytes], ...] = ()
+        if flags & _TAGGED:
+            tags, position = _unpack_tags(data, position)
+        return Envelope(token, created_at, fresh_for, keep_for, load_time, codec, tags, data[position:])
+    except (struct.error, UnicodeDecodeError) as error:
+        msg = f"not a record: cut short or garbled after {len(data)} bytes"
+        raise DecodeError(msg) from error
+
+
+def _unpack_tags(data: bytes, position: int) -> tuple[tuple[tuple[str, bytes], ...], int]:
+    (count,) = _TAG_HEAD.unpack_from(data, position)
+    position += _TAG_HEAD.size
+    tags: list[tuple[str, bytes]] = []
+    for _ in range(count):
+        (length,) = _TAG_HEAD.unpack_from(data, position)
+        position += _TAG_HEAD.size
+        end = position + length
+        token = data[end : end + TOKEN_BYTES]
+        if len(token) != TOKEN_BYTES:
+            raise struct.error
+        tags.append((data[position:end].decode(), token))
+        position = end + TOKEN_BYTES
+    return tuple(tags), position
+
+
+def counter(data: bytes) -> int | None:
+    """Read a record that a counter left (plain decimal digits, 64 bits); ``None`` if it is not one."""
+    return int(data) if len(data) <= 20 and _COUNTER.fullmatch(data) else None  # noqa: PLR2004 - digits of -2**63

@@ -1,0 +1,223 @@
+"""What happens in a cache, as frozen values for observers and as counters for everybody.
+
+An `Observer` is called synchronously, in the order things happen; it cannot change a result, and what it raises is
+logged and goes no further.  Nothing is built for observers when there are none.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Final, Literal, Protocol, TypeAlias
+
+__all__ = [
+    "BackendFailed",
+    "BreakerChanged",
+    "Coalesced",
+    "Counters",
+    "DecodeFailed",
+    "Event",
+    "Evicted",
+    "FillRefused",
+    "Hit",
+    "Invalidated",
+    "LoadFailed",
+    "Loaded",
+    "Miss",
+    "Observer",
+    "Stats",
+    "Stored",
+    "Tier",
+]
+
+logger: Final = logging.getLogger("acache")
+
+Tier: TypeAlias = Literal["near", "far"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to one key of one namespace."""
+
+    namespace: str
+    """The namespace of the cache that saw it; ``""`` for none."""
+    key: str
+    """The user's key; ``""`` where the event is about more than one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hit(Event):
+    """A value was answered from a tier."""
+
+    tier: Tier
+    stale: bool = False
+    """Past its ttl, within a stale window of the policy."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miss(Event):
+    """No tier had a servable value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loaded(Event):
+    """A loader returned."""
+
+    seconds: float
+    """How long it ran."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailed(Event):
+    """A loader raised."""
+
+    seconds: float
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Coalesced(Event):
+    """A caller waits for a load that another caller started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored(Event):
+    """A value was written, by a caller or after a load."""
+
+    ttl: float | None
+    """Seconds; ``None`` never expires."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FillRefused(Event):
+    """A loaded value was handed to its waiters but not stored: the key or one of its tags changed during the load."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invalidated(Event):
+    """Values were removed on request."""
+
+    reason: Literal["delete", "tags", "clear"]
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted(Event):
+    """The near tier let an entry go."""
+
+    cause: Literal["size", "expired"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendFailed(Event):
+    """An operation of the far tier failed."""
+
+    operation: str
+    error: Exception
+    raised: bool
+    """Whether the caller saw it; otherwise it was taken as a miss, or as not stored."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BreakerChanged(Event):
+    """The far tier's circuit breaker changed its state."""
+
+    state: Literal["closed", "open", "half-open"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeFailed(Event):
+    """Bytes found in the far tier were not an entry this cache can read; taken as a miss."""
+
+    error: Exception
+
+
+class Observer(Protocol):
+    """Gets every event.  Must be quick: it runs on the event loop, inside the operation."""
+
+    def __call__(self, event: Event, /) -> object:
+        """Take note of ``event``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats:
+    """Counters since the cache was built, and the size of its near tier now."""
+
+    hits_near: int = 0
+    hits_far: int = 0
+    hits_stale: int = 0
+    misses: int = 0
+    loads: int = 0
+    """Loader calls that were started."""
+    load_failures: int = 0
+    coalesced: int = 0
+    """Callers that waited for somebody else's load."""
+    fills_refused: int = 0
+    evictions: int = 0
+    invalidations: int = 0
+    backend_errors: int = 0
+    decode_failures: int = 0
+    near_entries: int = 0
+    near_bytes: int = 0
+    """Zero unless the near tier is bounded by bytes."""
+
+    @property
+    def hits(self) -> int:
+        """All hits: near, far and stale."""
+        return self.hits_near + self.hits_far + self.hits_stale
+
+    @property
+    def hit_ratio(self) -> float:
+        """Hits as a share of hits and misses; 0.0 before the first question."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
+
+_COUNTED: Final = tuple(field.name for field in fields(Stats) if not field.name.startswith("near_"))
+
+
+class Counters:
+    """The mutable side of `Stats`.  A function's counters are parts of its cache's: the sum is made when asked for."""
+
+    __slots__ = (*_COUNTED, "parts")
+
+    hits_near: int
+    hits_far: int
+    hits_stale: int
+    misses: int
+    loads: int
+    load_failures: int
+    coalesced: int
+    fills_refused: int
+    evictions: int
+    invalidations: int
+    backend_errors: int
+    decode_failures: int
+
+    def __init__(self) -> None:
+        for name in _COUNTED:
+            setattr(self, name, 0)
+        self.parts: list[Counters] = []
+
+    def part(self) -> Counters:
+        """Counters of a function, added to these whenever a total is asked for."""
+        part = Counters()
+        self.parts.append(part)
+        return part
+
+    def snapshot(self, *, near_entries: int = 0, near_bytes: int = 0) -> Stats:
+        """Freeze the totals, parts included."""
+        every = [self, *self.parts]
+        totals = {name: sum(getattr(one, name) for one in every) for name in _COUNTED}
+        return Stats(near_entries=near_entries, near_bytes=near_bytes, **totals)
+
+
+def emit(observers: Sequence[Observer], event: Event) -> None:
+    """Tell every observer; what one raises is logged and hides nothing from the next."""
+    for observer in observers:
+        try:
+            observer(event)
+        except Exception:
+            logger.exception("an observer raised; the event was %r", event)

@@ -1,0 +1,313 @@
+"""Keys: what a user may write, what goes to an engine, and how arguments become one.
+
+On the wire a key is ``namespace::key``, and without a namespace just ``key``.  A namespace never contains ``::`` and
+never ends in ``:``, so the first ``::`` always ends it.  What begins with ``@`` after it is acache's own: ``@tag:...``
+records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users' keys that begin with ``@`` themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import hashlib
+import json
+import re
+import string
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from functools import partial
+from itertools import pairwise
+from pathlib import PurePath
+from typing import Any, Final
+from uuid import UUID
+
+from .errors import ConfigurationError, InvalidKey
+
+__all__ = ["Template", "WireKeys", "argument_text", "arguments_text", "check_key", "check_namespace", "digest"]
+
+_NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}")
+_VISIBLE: Final = re.compile(r"[!-~]+")
+_LITERAL: Final = re.compile(r"None|True|False|-?[0-9].*|-?inf|nan")
+_LONGEST_ARGUMENTS: Final = 400
+
+
+def check_key(key: object) -> str:
+    """Return ``key`` if it is one.
+
+    Raises:
+        InvalidKey: not a non-empty ``str`` of Unicode text.
+    """
+    if not isinstance(key, str):
+        msg = f"a key is a non-empty str, not {key!r} ({type(key).__qualname__}): pass str(...) of it"
+        raise InvalidKey(msg)
+    if not key:
+        msg = "a key must not be empty"
+        raise InvalidKey(msg)
+    if not key.isascii():
+        try:
+            key.encode()
+        except UnicodeEncodeError as error:
+            msg = f"a key must be Unicode text, and {key!r} holds a lone surrogate"
+            raise InvalidKey(msg) from error
+    return key
+
+
+def check_namespace(namespace: object) -> str:
+    """Return ``namespace`` if it is one; ``""`` is none.
+
+    Raises:
+        ConfigurationError: characters or a length that not every engine could hold in a prefix.
+    """
+    if namespace == "":
+        return ""
+    if (
+        not isinstance(namespace, str)
+        or not _NAMESPACE.fullmatch(namespace)
+        or "::" in namespace
+        or namespace[-1] == ":"
+    ):
+        msg = (
+            f"namespace={namespace!r}: use up to 100 letters, digits and any of _ . / + - and single colons,"
+            " not ending in a colon"
+        )
+        raise ConfigurationError(msg)
+    return namespace
+
+
+def digest(text: str) -> str:
+    """Return 64 hexadecimal digits that stand for ``text``: SHA-256, so nobody can find two texts for one."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class WireKeys:
+    """Makes the keys that one namespace's entries have on one engine."""
+
+    __slots__ = ("_max_bytes", "_prefix", "_printable")
+
+    def __init__(self, namespace: str, *, max_bytes: int, printable: bool) -> None:
+        self._prefix: Final = f"{namespace}::" if namespace else ""
+        self._max_bytes: Final = max_bytes
+        self._printable: Final = printable
+        longest = len(self._internal(f"@#{digest('')}"))
+        if longest > max_bytes:
+            msg = f"namespace={namespace!r}: too long for this engine, whose keys have at most {max_bytes} bytes"
+            raise ConfigurationError(msg)
+
+    @property
+    def prefix(self) -> str:
+        """What every wire key of the namespace begins with; ``""`` without one."""
+        return self._prefix
+
+    def entry(self, key: str) -> str:
+        """Return the wire key of a user's key."""
+        if key[0] == "@":
+            wire = self._internal(f"@{key}")
+        elif not self._prefix and "::" in key:
+            wire = f"::{key}"
+        else:
+            wire = self._prefix + key
+        return self._fit(wire)
+
+    def tag(self, tag: str) -> str:
+        """Return the wire key of a tag's token."""
+        return self._fit(self._internal(f"@tag:{tag}"))
+
+    def _internal(self, name: str) -> str:
+        return f"{self._prefix or '::'}{name}"
+
+    def _fit(self, wire: str) -> str:
+        if len(wire) * (1 if wire.isascii() else 4) > self._max_bytes and len(wire.encode()) > self._max_bytes:
+            return self._internal(f"@#{digest(wire)}")
+        if self._printable and not _VISIBLE.fullmatch(wire):
+            return self._internal(f"@#{digest(wire)}")
+        return wire
+
+
+# Arguments ----------------------------------------------------------------------------------------------------------
+
+
+def arguments_text(arguments: Mapping[str, Any], owner: str) -> str:
+    """Return the canonical text of a function's bound arguments, hashed when it is long.
+
+    Raises:
+        InvalidKey: an argument has no stable text; the message names it, ``owner`` and the remedies.
+    """
+    parts = []
+    for name, value in arguments.items():
+        try:
+            parts.append(f"{name}={argument_text(value)}")
+        except (TypeError, RecursionError) as error:
+            msg = (
+                f"{owner}: the argument {name!r} has no stable key ({error}). Leave it out with ignore=({name!r},),"
+                f" give its class a __cache_key__, or build the key yourself with key="
+            )
+            raise InvalidKey(msg) from error
+    text = ",".join(parts)
+    return f"#{digest(text)}" if len(text) > _LONGEST_ARGUMENTS else text
+
+
+def argument_text(value: Any) -> str:
+    """Return a text that a value has in every process, and that no value of another type or content has.
+
+    Raises:
+        TypeError: a class whose text would depend on the process, say on a memory address.
+    """
+    cls: Any = type(value)
+    if (plain := _PLAIN.get(cls)) is not None:
+        return plain(value)
+    own = getattr(value, "__cache_key__", None)
+    if own is not None and not isinstance(value, type):
+        return f"{_name(cls)}<{argument_text(own() if callable(own) else own)}>"
+    if isinstance(value, type):
+        return f"type<{_name(value)}>"
+    if isinstance(value, enum.Enum) and value.name is not None:
+        return f"{_name(cls)}.{value.name}"
+    if isinstance(value, PurePath):
+        return f"path<{json.dumps(str(value))}>"
+    if dataclasses.is_dataclass(value):
+        return _fields(cls, {field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    if (names := getattr(cls, "__struct_fields__", None)) is not None:
+        return _fields(cls, {name: getattr(value, name) for name in names})
+    if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_fields"):
+        return _fields(cls, {name: getattr(value, name) for name in cls.model_fields})
+    for base, write in _PLAIN.items():
+        if base is not type(None) and isinstance(value, base):
+            return f"{_name(cls)}<{write(value)}>"
+    msg = f"a {_name(cls)} has no text that is the same in every process"
+    raise TypeError(msg)
+
+
+def _name(cls: type) -> str:
+    if "<locals>" in cls.__qualname__:
+        msg = f"{cls.__qualname__} is a local class: two of them could share the name"
+        raise TypeError(msg)
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _fields(cls: type, fields: Mapping[str, Any]) -> str:
+    return f"{_name(cls)}({','.join(f'{name}={argument_text(item)}' for name, item in fields.items())})"
+
+
+def _sequence(value: Any, brackets: str) -> str:
+    return f"{brackets[0]}{','.join([argument_text(item) for item in value])}{brackets[1]}"
+
+
+def _unordered(value: Any, name: str) -> str:
+    return f"{name}{{{','.join(sorted([argument_text(item) for item in value]))}}}"
+
+
+def _mapping(value: Mapping[Any, Any]) -> str:
+    return f"{{{','.join(sorted(f'{argument_text(key)}:{argument_text(item)}' for key, item in value.items()))}}}"
+
+
+def _moment(name: str, value: datetime | time) -> str:
+    return f"{name}<{value.isoformat()},{value.fold},{value.tzinfo}>"
+
+
+_PLAIN: Final[dict[type, Callable[[Any], str]]] = {
+    type(None): lambda _: "None",
+    bool: lambda value: "True" if value else "False",
+    int: int.__repr__,
+    float: float.__repr__,
+    complex: complex.__repr__,
+    str: json.dumps,
+    bytes: lambda value: f"b<{value.hex()}>",
+    list: lambda value: _sequence(value, "[]"),
+    tuple: lambda value: _sequence(value, "()"),
+    dict: _mapping,
+    set: lambda value: _unordered(value, "set"),
+    frozenset: lambda value: _unordered(value, "frozenset"),
+    datetime: partial(_moment, "datetime"),
+    date: lambda value: f"date<{value.isoformat()}>",
+    time: partial(_moment, "time"),
+    timedelta: lambda value: f"timedelta<{value.days},{value.seconds},{value.microseconds}>",
+    Decimal: lambda value: f"Decimal<{value}>",
+    UUID: lambda value: f"UUID<{value}>",
+}
+
+
+class Template:
+    """A key written by the user: ``"user:{user_id}"``, with dotted access and format specifications.
+
+    Different arguments never share a key: text that would read like another field's, or like a number, is escaped.
+
+    Raises:
+        ConfigurationError: unknown parameters, positional fields, two fields with nothing between them.
+    """
+
+    __slots__ = ("_parts", "names", "text")
+
+    def __init__(self, text: str, annotations: Mapping[str, Any], owner: str) -> None:
+        self.text: Final = text
+        self._parts: Final[list[Callable[[Mapping[str, Any]], str]]] = []
+        self.names: Final[set[str]] = set()
+        try:
+            pieces = list(string.Formatter().parse(text))
+        except ValueError as error:
+            msg = f"{owner}: key={text!r} is not a template: {error}"
+            raise ConfigurationError(msg) from error
+        ends = {literal[0] for before, (literal, *_) in pairwise(pieces) if before[1] is not None and literal}
+        after_field = False
+        for literal, field, spec, conversion in pieces:
+            if literal:
+                self._parts.append(lambda _, literal=literal: literal)  # type: ignore[misc]
+            elif after_field and field is not None:
+                msg = f"{owner}: key={text!r}: put something between two fields, or their texts run into each other"
+                raise ConfigurationError(msg)
+            after_field = field is not None
+            if field is None:
+                continue
+            name = re.split(r"[.\[]", field, maxsplit=1)[0]
+            if name not in annotations:
+                known = ", ".join(annotations) or "none"
+                msg = f"{owner}: key={text!r} names {name!r}, which is not a parameter (there are: {known})"
+                raise ConfigurationError(msg)
+            if spec and "{" in spec:
+                msg = f"{owner}: key={text!r}: a format specification cannot hold fields"
+                raise ConfigurationError(msg)
+            self.names.add(name)
+            declared = annotations[name] if name == field else None
+            self._parts.append(partial(_field_text, field, spec or "", conversion, declared, "".join(ends)))
+
+    def __call__(self, arguments: Mapping[str, Any]) -> str:
+        """Return the key for bound arguments.
+
+        Raises:
+            InvalidKey: an argument has no stable text.
+        """
+        return "".join([part(arguments) for part in self._parts])
+
+
+def _field_text(
+    field: str, spec: str, conversion: str | None, declared: Any, ends: str, arguments: Mapping[str, Any]
+) -> str:
+    """Write one field: plain for the declared type, marked for others, so that 1 and "1" are two."""
+    declared_str = declared in (str, "str")
+    value, _ = string.Formatter().get_field(field, (), arguments)
+    if conversion:
+        value = string.Formatter().convert_field(value, conversion)
+    if spec:
+        value = format(value, spec)
+    if type(value) is str:
+        text = _escape(value, ends)
+        return f'"{text}"' if not (declared_str or spec) and _LITERAL.fullmatch(value) else text
+    try:
+        text = argument_text(value)
+    except (TypeError, RecursionError) as error:
+        msg = f"{{{field}}} in a key template has no stable text ({error}): name an attribute, as in {{{field}.id}}"
+        raise InvalidKey(msg) from error
+    if declared_str or not _LITERAL.fullmatch(text):
+        text = f"<{text}"
+    return _percent(text, ends)
+
+
+def _percent(text: str, ends: str) -> str:
+    return "".join([f"%{ord(char):02X}" if char == "%" or char in ends else char for char in text])
+
+
+def _escape(text: str, ends: str) -> str:
+    """Keep a str apart from the marks that texts of other types begin with, and from what ends its field."""
+    if text[:1] in ('"', "<"):
+        return f"%{ord(text[0]):02X}{_percent(text[1:], ends)}"
+    return _percent(text, ends)

@@ -1,0 +1,8 @@
+"""One load per missing value: flights, the marks that guard their fills, and batches."""
+
+from .batch import Batch, NotLoaded
+from .flight import UNSERVED, Flight, Flights
+from .load import Load
+from .watch import Mark, Watch
+
+__all__ = ["UNSERVED", "Batch", "Flight", "Flights", "Load", "Mark", "NotLoaded", "Watch"]

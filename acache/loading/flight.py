@@ -1,0 +1,224 @@
+"""`Flights`: single-flight.  However many callers ask for a key, one load runs; each caller waits for itself alone.
+
+A load runs in a task of its own, in a copy of the context of the caller that started it.  Every waiter has a bare
+future of its own: cancelling a waiter cancels that future and nothing else, and ten thousand of them cost what one
+shared future costs (a shield each would cost three times as much).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from contextvars import ContextVar
+from typing import Any, Final
+
+from ..errors import CacheClosed, RecursiveLoad
+from ..events import logger
+
+__all__ = ["UNSERVED", "Flight", "Flights"]
+
+UNSERVED: Final[Any] = object()
+"""What a flight has to offer before its time: nothing."""
+
+_flying: ContextVar[Flight | None] = ContextVar("acache_flight", default=None)
+
+
+class Flight:
+    """One running load."""
+
+    __slots__ = ("_early_until", "_task", "_waiters", "background", "closed", "early", "key", "loop", "waiting_on")
+
+    def __init__(self, key: str, loop: asyncio.AbstractEventLoop, *, background: bool) -> None:
+        self.key: Final = key
+        self.loop: Final = loop
+        self.background = background
+        """Whether it goes on when nobody waits any more."""
+        self.early: Any = UNSERVED
+        """A value that may be served instead of waiting, until its time is over."""
+        self._early_until = 0.0
+        self.closed = False
+        self.waiting_on: Final[list[Flight]] = []
+        """The flights its loader waits for at this moment."""
+        self._waiters: Final[set[asyncio.Future[Any]]] = set()
+        self._task: asyncio.Task[Any] | None = None
+
+    def serve_early(self, value: Any, until: float) -> None:
+        """Answer those who wait, and until a monotonic instant those who come, with ``value``, and go on behind."""
+        self.early = value
+        self._early_until = until
+        self.background = True
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(value)
+        self._waiters.clear()
+
+    def serves_early(self, now: float) -> bool:
+        """Tell whether a caller need not wait."""
+        return self.early is not UNSERVED and now < self._early_until
+
+    def waits_for(self, other: Flight) -> bool:
+        """Tell whether this flight is ``other``, or cannot end before it does."""
+        seen: set[int] = set()
+        pending: list[Flight] = [self]
+        while pending:
+            flight = pending.pop()
+            if flight is other:
+                return True
+            if id(flight) not in seen:
+                seen.add(id(flight))
+                pending += flight.waiting_on
+        return False
+
+    def start(self, load: Coroutine[Any, Any, Any], landed: Callable[[Flight], object]) -> None:
+        """Run ``load`` in a task."""
+        self._task = task = self.loop.create_task(load, name=f"acache load {self.key!r}")
+
+        def land(task: asyncio.Task[Any]) -> None:
+            landed(self)
+            self._land(task)
+
+        task.add_done_callback(land)
+
+    def _land(self, task: asyncio.Task[Any]) -> None:
+        # In a callback of the task, not at the end of its coroutine: a task cancelled before its first step never
+        # runs, and its waiters must hear of that too.
+        error = None if task.cancelled() else task.exception()
+        if error is not None and not self._waiters:
+            logger.warning("a load of %r that nobody waited for failed", self.key, exc_info=error)
+        for waiter in self._waiters:
+            if waiter.done():
+                continue
+            if task.cancelled():
+                if self.closed:
+                    waiter.set_exception(CacheClosed("the cache was closed while this value was being loaded"))
+                else:
+                    waiter.cancel()
+            elif error is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(task.result())
+        self._waiters.clear()
+
+    async def wait(self) -> Any:
+        """Wait for the value; this caller's cancellation is nobody else's."""
+        waiter = self.loop.create_future()
+        self._waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            self._leave(waiter)
+
+    def _leave(self, waiter: asyncio.Future[Any]) -> None:
+        self._waiters.discard(waiter)
+        if not self._waiters and not self.background and self._task is not None and not self._task.done():
+            self.background = True  # abandoned once is enough
+            self._task.cancel()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it was told to stop."""
+        return self._task is not None and self._task.cancelling() > 0
+
+    async def close(self) -> None:
+        """Cancel the load and wait until it has ended; waiters get ``CacheClosed``."""
+        self.closed = True
+        task = self._task
+        if task is None or self.loop.is_closed() or task is asyncio.current_task():
+            return
+        if self.loop is asyncio.get_running_loop():
+            task.cancel()
+            await asyncio.wait([task])
+        else:
+            self.loop.call_soon_threadsafe(task.cancel)
+
+
+class Flights:
+    """The running loads of one namespace, by key."""
+
+    __slots__ = ("_all", "_current")
+
+    def __init__(self) -> None:
+        self._current: Final[dict[str, Flight]] = {}
+        self._all: Final[set[Flight]] = set()
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def current(self, key: str) -> Flight | None:
+        """Return the flight that a new caller should join.
+
+        Raises:
+            RuntimeError: it runs in another event loop, so this one could not be told of its end.
+        """
+        flight = self._current.get(key)
+        if flight is None:
+            return None
+        if flight.abandoned:
+            # Its last waiter is gone and it is on its way out: whoever comes now needs a load of their own.
+            self.forget(key)
+            return None
+        if flight.loop is not asyncio.get_running_loop():
+            if not flight.loop.is_closed():
+                msg = (
+                    f"{key!r} is being loaded in another event loop: a cache serves one loop at a time;"
+                    " build one Cache for each loop that runs at the same time"
+                )
+                raise RuntimeError(msg)
+            self.forget(key)  # the loop died under it
+            self._all.discard(flight)
+            return None
+        return flight
+
+    def start(self, key: str, load: Callable[[Flight], Coroutine[Any, Any, Any]], *, background: bool) -> Flight:
+        """Start a flight; in the same synchronous step in which the caller found that there is none."""
+        flight = Flight(key, asyncio.get_running_loop(), background=background)
+        self._current[key] = flight
+        self._all.add(flight)
+        flight.start(_fly(flight, load), self._landed)
+        return flight
+
+    async def join(self, flight: Flight) -> Any:
+        """Wait for a flight.
+
+        Raises:
+            RecursiveLoad: the caller is part of what the flight waits for.
+        """
+        inside = _flying.get()
+        if inside is None:
+            return await flight.wait()
+        if flight.waits_for(inside):
+            msg = (
+                f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
+                " give the two values two keys, or call the function underneath"
+            )
+            raise RecursiveLoad(msg)
+        inside.waiting_on.append(flight)
+        try:
+            return await flight.wait()
+        finally:
+            inside.waiting_on.remove(flight)
+
+    def forget(self, key: str) -> None:
+        """Let a running load hand its value to those who wait, but let nobody join it any more."""
+        self._current.pop(key, None)
+
+    def forget_all(self) -> None:
+        """Forget every key's flight."""
+        self._current.clear()
+
+    def _landed(self, flight: Flight) -> None:
+        self._all.discard(flight)
+        if self._current.get(flight.key) is flight:
+            del self._current[flight.key]
+
+    async def aclose(self) -> None:
+        """Cancel every load and wait until they have ended."""
+        for flight in tuple(self._all):
+            await flight.close()
+        self._all.clear()
+        self._current.clear()
+
+
+async def _fly(flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Any]]) -> Any:
+    _flying.set(flight)  # in the task's own copy of the context
+    return await load(flight)

@@ -1,0 +1,27 @@
+"""`Load`: everything one question with a loader is about."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..events import Counters
+from ..policy import Policy
+
+__all__ = ["Load"]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A key, how to get its value, and the rules for keeping it."""
+
+    key: str
+    loader: Callable[[], Awaitable[Any]]
+    policy: Policy
+    counters: Counters
+    tags: tuple[str, ...] = ()
+    type: Any = None
+    """What a stored value is decoded as."""
+    condition: Callable[[Any], bool] | None = None
+    """Decides whether a loaded value is stored."""

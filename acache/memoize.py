@@ -1,0 +1,375 @@
+"""`build`: a coroutine function and its rules, made into a cached one.
+
+The wrapper is compiled once for the function's own signature, so Python itself binds positional, keyword and default
+spellings to the same parameters, and a hit needs no key text: ``shortcuts`` maps the arguments to what stands in the
+near tier under their key, and the near tier drops a shortcut together with its record.
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial, update_wrapper
+from inspect import Parameter
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
+from uuid import UUID
+
+from .errors import ConfigurationError, InvalidKey
+from .events import Counters, Stats
+from .keys import Template, arguments_text, check_key
+from .loading import Load
+from .memory import Space
+from .policy import Policy
+
+__all__ = ["CachedFunction", "Hooks", "Rules", "build", "key_prefix"]
+
+P = ParamSpec("P")
+Q = ParamSpec("Q")
+R = TypeVar("R")
+S = TypeVar("S")
+
+_EXACT: Final = frozenset((int, str, bool, bytes, type(None), UUID))
+"""Types of which equal values always have equal key texts."""
+
+
+class CachedFunction(Protocol[P, R]):
+    """What the decorators return: a coroutine function with these attributes.
+
+    `key`, `invalidate`, `peek` and `set` take the arguments that make the key: those named in ``ignore=`` are left
+    out.  `refresh` and `bypass` call the function and take all of them.
+    """
+
+    __name__: str
+    __qualname__: str
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Return the cached result for these arguments, calling the function if there is none."""
+        ...
+
+    @typing.overload
+    def __get__(self, instance: None, owner: Any = None) -> CachedFunction[P, R]: ...
+    @typing.overload
+    def __get__(self: CachedFunction[Concatenate[S, Q], R], instance: S, owner: Any = None) -> CachedFunction[Q, R]: ...
+
+    @property
+    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R]]:
+        """The function itself."""
+        ...
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        """Return the key these arguments have in the cache."""
+        ...
+
+    async def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+        """Remove the result for these arguments; see `acache.Cache.delete`."""
+        ...
+
+    async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function now and store what it returns."""
+        ...
+
+    async def bypass(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call the function, neither reading nor writing the cache."""
+        ...
+
+    def peek(self, *args: Any, **kwargs: Any) -> R | None:
+        """Return the fresh result in the near tier, or ``None``; synchronous."""
+        ...
+
+    async def set(self, result: R, /, *args: Any, **kwargs: Any) -> None:
+        """Store ``result`` for these arguments."""
+        ...
+
+    def stats(self) -> Stats:
+        """Return the counters of this function alone."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hooks:
+    """What a cached function needs of its cache."""
+
+    resolve: Callable[[Load], Awaitable[Any]]
+    reload: Callable[[Load], Awaitable[Any]]
+    delete: Callable[[str], Coroutine[Any, Any, bool]]
+    peek: Callable[[str], Any]
+    store: Callable[[str, Any, Policy, tuple[str, ...]], Awaitable[None]]
+    counters: Counters
+    now: Callable[[], float]
+    space: Space | None
+    """The near tier, if a hit takes no more than a look at it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules(Generic[P, R]):
+    """What the user said about one function."""
+
+    policy: Policy
+    key: str | Callable[P, str] | None = None
+    tags: Iterable[str] = ()
+    ignore: Iterable[str] = ()
+    version: str | int | None = None
+    condition: Callable[[R], bool] | None = None
+    type: Any = None
+
+
+def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
+    """Return what the keys of a function begin with."""
+    return f"{function.__module__}.{function.__qualname__}{'' if version is None else f'@{version}'}"
+
+
+def build(function: Callable[P, Coroutine[Any, Any, R]], rules: Rules[P, R], hooks: Hooks) -> CachedFunction[P, R]:
+    """Return the cached form of ``function``.
+
+    Raises:
+        ConfigurationError: not a coroutine function, or rules that name parameters it does not have.
+    """
+    _check(function)
+    binder = _Binder(function, rules)
+    decode_as = rules.type if rules.type is not None else _return_type(function)
+    policy, counters, space = rules.policy, hooks.counters, hooks.space
+    shortcuts: dict[Any, Any] = {}
+
+    def make_load(key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[R]]) -> Load:
+        tags = binder.tags(arguments) if binder.tag_templates else ()
+        return Load(key, call, policy, counters, tags, decode_as, rules.condition)
+
+    async def load(name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
+        key = binder.key_of(arguments, call)
+        value = await hooks.resolve(make_load(key, arguments, call))
+        if space is not None and all(type(argument) in _EXACT for argument in binder.key_values(arguments)):
+            record = space.records.get(key)
+            if record is not None and record[3] is None:
+                shortcuts[name] = (record[0], record[1], key, *binder.key_values(arguments))
+                space.link(key, shortcuts, name)
+        return value
+
+    wrapper: Any = _compile(function, binder, load, shortcuts if binder.simple else None, hooks)
+    update_wrapper(wrapper, function)
+
+    def key(*args: Any, **kwargs: Any) -> str:
+        return binder.key_of(*binder.bind_key(args, kwargs))
+
+    async def invalidate(*args: Any, **kwargs: Any) -> bool:
+        return await hooks.delete(key(*args, **kwargs))
+
+    async def refresh(*args: P.args, **kwargs: P.kwargs) -> Any:
+        arguments = binder.bind_all(args, kwargs)
+        call = partial(function, *args, **kwargs)
+        return await hooks.reload(make_load(binder.key_of(arguments, call), arguments, call))
+
+    async def bypass(*args: P.args, **kwargs: P.kwargs) -> R:
+        return await function(*args, **kwargs)
+
+    def peek(*args: Any, **kwargs: Any) -> Any:
+        return hooks.peek(key(*args, **kwargs))
+
+    async def store(result: Any, /, *args: Any, **kwargs: Any) -> None:
+        arguments, call = binder.bind_key(args, kwargs)
+        tags = binder.tags(arguments) if binder.tag_templates else ()
+        await hooks.store(binder.key_of(arguments, call), result, policy, tags)
+
+    for name, helper in (
+        ("key", key), ("invalidate", invalidate), ("refresh", refresh), ("bypass", bypass), ("peek", peek),
+        ("set", store), ("stats", counters.snapshot),
+    ):  # fmt: skip
+        setattr(wrapper, name, helper)
+    return typing.cast("CachedFunction[P, R]", wrapper)
+
+
+def _check(function: Any) -> None:
+    name = getattr(function, "__qualname__", repr(function))
+    if isinstance(function, (classmethod, staticmethod)):
+        msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
+    elif inspect.isasyncgenfunction(function):
+        msg = (
+            f"{name} is an async generator, whose items come one by one: cache a coroutine that returns a list of them"
+        )
+    elif not inspect.iscoroutinefunction(function):
+        msg = (
+            f"{name} is not a coroutine function: write it with async def"
+            " (for blocking code, await asyncio.to_thread(...) inside)"
+        )
+    elif not hasattr(function, "__qualname__"):
+        msg = f"{name} has no name to make keys from: cache a function written with def"
+    else:
+        return
+    raise ConfigurationError(msg)
+
+
+def _return_type(function: Any) -> Any:
+    try:
+        annotation = typing.get_type_hints(function).get("return")
+    except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
+        return None
+    return None if annotation in (Any, type(None)) or isinstance(annotation, TypeVar) else annotation
+
+
+class _Binder:
+    """Arguments to keys and tags, for one function."""
+
+    def __init__(self, function: Callable[..., Any], rules: Rules[..., Any]) -> None:
+        self.signature: Final = inspect.signature(function)
+        self._owner: Final = f"{function.__module__}.{function.__qualname__}()"
+        parameters = self.signature.parameters
+        if isinstance(rules.ignore, str):
+            msg = f"{self._owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
+            raise ConfigurationError(msg)
+        self._ignored: Final = frozenset(rules.ignore)
+        for name in sorted(self._ignored - set(parameters)):
+            msg = f"{self._owner}: ignore names {name!r}, which is not a parameter (there are: {', '.join(parameters)})"
+            raise ConfigurationError(msg)
+        kept = [parameter for name, parameter in parameters.items() if name not in self._ignored]
+        # Without a default before one with: legal once the parameter between them is left out by name.
+        self._key_signature: Final = _signature(kept)
+        self.key_names: Final = [parameter.name for parameter in kept]
+        self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
+        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
+        self._prefix: Final = key_prefix(function, rules.version)
+        self._made: Final = rules.key if callable(rules.key) else None
+        self._template: Template | None = None
+        if isinstance(rules.key, str):
+            if not rules.key:
+                msg = f"{self._owner}: key='' is empty: leave it out for a key made of all arguments"
+                raise ConfigurationError(msg)
+            self._template = Template(rules.key, annotations, self._owner)
+            if self._template.names & self._ignored:
+                msg = f"{self._owner}: key={rules.key!r} uses a parameter that ignore leaves out"
+                raise ConfigurationError(msg)
+        elif rules.key is not None and self._made is None:
+            msg = f"{self._owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
+            raise ConfigurationError(msg)
+        if isinstance(rules.tags, str):
+            msg = f"{self._owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
+            raise ConfigurationError(msg)
+        self.tag_templates: Final = [Template(tag, annotations, self._owner) for tag in rules.tags]
+        self._version: Final = "" if rules.version is None else f"@{rules.version}"
+
+    def key_values(self, arguments: Mapping[str, Any]) -> list[Any]:
+        """Return the arguments that make the key, in their order."""
+        return [arguments[name] for name in self.key_names]
+
+    def key_of(self, arguments: Mapping[str, Any], call: partial[Any]) -> str:
+        """Return the key for bound arguments."""
+        if self._template is not None:
+            return check_key(self._template(arguments) + self._version)
+        if self._made is not None:
+            return check_key(self._made(*call.args, **call.keywords) + self._version)
+        kept = {name: arguments[name] for name in self.key_names}
+        return f"{self._prefix}({arguments_text(kept, self._owner)})"
+
+    def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the tags for bound arguments."""
+        return tuple(dict.fromkeys(template(arguments) for template in self.tag_templates))
+
+    def bind_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Bind a whole call."""
+        return _bind(self.signature, args, kwargs, self._owner)
+
+    def bind_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], partial[Any]]:
+        """Bind the arguments that make the key; those of ``ignore`` are not among them."""
+        return _bind(self._key_signature, args, kwargs, self._owner), partial(_nothing, *args, **kwargs)
+
+
+def _nothing(*_: object, **__: object) -> None: ...
+
+
+def _signature(parameters: list[Parameter]) -> inspect.Signature:
+    seen_default = False
+    mended: list[Parameter] = []
+    for parameter in parameters:
+        positional = parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+        seen_default = seen_default or (positional and parameter.default is not Parameter.empty)
+        mended.append(parameter)
+    return inspect.Signature(mended)
+
+
+def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], owner: str) -> dict[str, Any]:
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        msg = f"{owner}: {error}; these take the arguments that make the key: {signature}"
+        raise InvalidKey(msg) from error
+    bound.apply_defaults()
+    return bound.arguments
+
+
+# The wrapper --------------------------------------------------------------------------------------------------------
+
+_HIT: Final = """
+    try:
+        _value, _until, _key{stored} = _shortcuts[{name}]
+        if _until > _now(){same}:
+            _counters.hits_near += 1
+            _touch(_key)
+            return _value
+    except (KeyError, TypeError):
+        pass
+"""
+_WRAPPER: Final = """\
+async def _wrapper({parameters}):{hit}
+    return await _load({name}, {arguments}, _partial(_function, {call}))
+"""
+
+
+def _compile(
+    function: Callable[..., Any],
+    binder: _Binder,
+    load: Callable[..., Any],
+    shortcuts: dict[Any, Any] | None,
+    hooks: Hooks,
+) -> Callable[..., Any]:
+    """Write the wrapper for one signature.
+
+    A hit is one dict, one clock, one identity check per argument (``1``, ``True`` and ``1.0`` are one key to a dict and
+    three to us) and the note for LRU.
+    """
+    space = hooks.space
+    names = binder.key_names
+    scope: dict[str, Any] = {"_load": load, "_partial": partial, "_function": function}
+    name, hit = "None", ""
+    if space is not None and shortcuts is not None:
+        name = names[0] if len(names) == 1 else f"({', '.join(names)})"
+        stored = [f"_stored_{index}" for index in range(len(names))]
+        same = [
+            f"({old} is {new} or {old}.__class__ is {new}.__class__)" for old, new in zip(stored, names, strict=True)
+        ]
+        hit = _HIT.format(
+            name=name, stored="".join(f", {old}" for old in stored), same="".join(f" and {test}" for test in same)
+        )
+        scope |= {"_shortcuts": shortcuts, "_now": hooks.now, "_counters": hooks.counters, "_touch": space.touch}
+    parameters: list[str] = []
+    call: list[str] = []
+    star = False
+    previous: Parameter | None = None
+    for index, parameter in enumerate(binder.signature.parameters.values()):
+        if previous is not None and previous.kind is Parameter.POSITIONAL_ONLY != parameter.kind:
+            parameters.append("/")
+        text = parameter.name
+        if parameter.kind is Parameter.VAR_POSITIONAL:
+            text, star = f"*{text}", True
+        elif parameter.kind is Parameter.VAR_KEYWORD:
+            text = f"**{text}"
+        elif parameter.kind is Parameter.KEYWORD_ONLY and not star:
+            parameters.append("*")
+            star = True
+        call.append(f"{parameter.name}={parameter.name}" if parameter.kind is Parameter.KEYWORD_ONLY else text)
+        if parameter.default is not Parameter.empty:
+            scope[f"_default_{index}"] = parameter.default
+            text += f"=_default_{index}"
+        parameters.append(text)
+        previous = parameter
+    if previous is not None and previous.kind is Parameter.POSITIONAL_ONLY:
+        parameters.append("/")
+    source = _WRAPPER.format(
+        parameters=", ".join(parameters),
+        hit=hit,
+        name=name,
+        arguments=f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}",
+        call=", ".join(call),
+    )
+    exec(compile(source, f"<acache wrapper of {function.__qualname__}>", "exec"), scope)  # noqa: S102 - names only
+    compiled: Callable[..., Any] = scope["_wrapper"]
+    return compiled

@@ -1,0 +1,407 @@
+"""`Remote`: the far tier as the facade sees it - one backend, with a namespace, a deadline and a circuit breaker.
+
+Every fallback for a capability that an engine lacks stands here, once.  An engine with `Cas` is *guarded*: deletes
+leave tombstones and fills are compare-and-set, so an invalidation wins over a load that began before it, in whichever
+process.  Without `Cas` that promise holds within each process only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple, TypeVar
+
+from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version
+from .clock import FOREVER, Clock
+from .entry import Envelope, counter, is_tombstone, new_token, pack, tombstone, unpack
+from .errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigurationError,
+    DecodeError,
+    Unsupported,
+    ValueTooLarge,
+)
+from .keys import WireKeys
+
+__all__ = ["TOMBSTONE_TTL", "Breaker", "Remote", "Seen"]
+
+T = TypeVar("T")
+
+TOMBSTONE_TTL: Final = 60.0
+"""Seconds a delete is remembered; a load that ran longer does not fill."""
+TAG_TTL: Final = 30 * 86400.0
+"""Seconds a tag's token is kept; losing one invalidates what is under it."""
+_ATTEMPTS: Final = 16
+_CONCURRENT: Final = 32
+_FAILURES: Final = 5
+_LONGEST_BACKOFF: Final = 30.0
+
+State = Literal["closed", "open", "half-open"]
+
+
+class Seen(NamedTuple):
+    """What a read saw."""
+
+    envelope: Envelope | None
+    number: int | None
+    """The value of a counter; it has no envelope."""
+    version: Version
+    garbage: DecodeError | None = None
+    """Why the bytes that are there cannot be read; they count as nothing."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether a reader would see a miss."""
+        return self.envelope is None and self.number is None
+
+
+class Breaker:
+    """Keeps a dead server from costing a deadline per call.
+
+    Closed until five operations in a row failed; then open, which fails at once; after a while, doubling from one
+    second to thirty with jitter, one operation is let through: it closes the breaker or opens it again.
+    """
+
+    def __init__(self, clock: Clock, on_change: Callable[[State], object]) -> None:
+        self._clock: Final = clock
+        self._on_change: Final = on_change
+        self._failures = 0
+        self._openings = 0
+        self._closed_until = 0.0
+        self._last: BaseException | None = None
+        self.state: State = "closed"
+
+    def check(self) -> None:
+        """Let one operation pass.
+
+        Raises:
+            BackendUnavailable: at once, instead of letting it wait for a dead server.
+        """
+        if self.state == "closed":
+            return
+        if self.state == "open" and self._clock.monotonic() >= self._closed_until:
+            self._become("half-open")
+            return
+        msg = f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {self._last}"
+        raise BackendUnavailable(msg) from self._last
+
+    def succeeded(self) -> None:
+        """Note an answer, of whatever kind."""
+        if self._failures:
+            self._failures = self._openings = 0
+            self._last = None
+        if self.state != "closed":
+            self._become("closed")
+
+    def failed(self, error: BaseException) -> None:
+        """Note a failure."""
+        self._failures += 1
+        self._last = error.with_traceback(None)
+        if self.state == "half-open" or (self.state == "closed" and self._failures >= _FAILURES):
+            pause = min(_LONGEST_BACKOFF, 2.0**self._openings) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
+            self._openings += 1
+            self._closed_until = self._clock.monotonic() + pause
+            self._become("open")
+
+    def abandoned(self) -> None:
+        """Note that an operation was cancelled: if it was the probe, the next one is."""
+        if self.state == "half-open":
+            self._become("open")
+
+    def _become(self, state: State) -> None:
+        self.state = state
+        self._on_change(state)
+
+
+class Remote:
+    """One namespace of one backend.  Keys are users' keys; values stay encoded."""
+
+    def __init__(self, backend: Backend, namespace: str, *, deadline: float, clock: Clock, breaker: Breaker) -> None:
+        limits: KeyLimits = getattr(backend, "key_limits", KeyLimits())
+        self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
+        self._backend: Final = backend
+        self._deadline: Final = deadline
+        self._clock: Final = clock
+        self._breaker: Final = breaker
+        self._cas: Final = backend if isinstance(backend, Cas) else None
+        self._batch: Final = backend if isinstance(backend, Batch) else None
+        self._add: Final = backend if isinstance(backend, Add) else None
+        self._counter: Final = backend if isinstance(backend, Counter) else None
+        self._touch: Final = backend if isinstance(backend, Touch) else None
+
+    # One entry ------------------------------------------------------------------------------------------------------
+
+    async def read(self, key: str) -> Seen:
+        """Read an entry, with the version a later `fill` compares."""
+        wire = self._keys.entry(key)
+        if self._cas is not None:
+            data, version = await self._call(self._cas.get_versioned, wire)
+            return _see(data, version)
+        return _see(await self._call(self._backend.get, wire), None)
+
+    async def peek(self, key: str) -> Seen:
+        """Read an entry without its version: cheaper where nothing will be filled."""
+        return _see(await self._call(self._backend.get, self._keys.entry(key)), None)
+
+    async def read_many(self, keys: Sequence[str]) -> dict[str, Seen]:
+        """Read many entries, without versions; keys without one are left out."""
+        wires = {self._keys.entry(key): key for key in keys}
+        found = await self._get_many(list(wires))
+        return {
+            wires[wire]: seen for wire, data in found.items() if not (seen := _see(data, None)).empty or seen.garbage
+        }
+
+    async def write(self, key: str, envelope: Envelope) -> None:
+        """Store an entry over whatever is there."""
+        await self._call(self._backend.set, self._keys.entry(key), pack(envelope), ttl=_lifetime(envelope.keep_for))
+
+    async def write_many(self, envelopes: Mapping[str, Envelope]) -> None:
+        """Store entries that have one lifetime."""
+        if not envelopes:
+            return
+        items = {self._keys.entry(key): pack(envelope) for key, envelope in envelopes.items()}
+        ttl = _lifetime(next(iter(envelopes.values())).keep_for)
+        await self._set_many(items, ttl)
+
+    async def fill(self, key: str, envelope: Envelope, version: Version) -> bool:
+        """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen."""
+        if self._cas is None:
+            await self.write(key, envelope)
+            return True
+        wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
+        return await self._call(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+
+    async def add(self, key: str, envelope: Envelope) -> bool:
+        """Store an entry if a reader would see nothing there."""
+        wire, data, ttl = self._keys.entry(key), pack(envelope), _lifetime(envelope.keep_for)
+        if self._cas is None:
+            if self._add is not None:
+                return await self._call(self._add.add, wire, data, ttl=ttl)
+            if not (await self.peek(key)).empty:
+                return False
+            await self._call(self._backend.set, wire, data, ttl=ttl)
+            return True
+        for _ in range(_ATTEMPTS):
+            seen = await self.read(key)
+            if not seen.empty:
+                return False
+            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=ttl):
+                return True
+        raise self._too_busy(key)
+
+    async def delete(self, key: str) -> bool:
+        """Remove an entry so that no load which began before can bring it back; tell whether it was there."""
+        wire = self._keys.entry(key)
+        if self._cas is None:
+            return await self._call(self._backend.delete, wire)
+        before = await self._call(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
+        return before is not None and not is_tombstone(before)
+
+    async def delete_many(self, keys: Sequence[str]) -> int:
+        """Remove many entries; the count is of those that were there when it began."""
+        wires = [self._keys.entry(key) for key in keys]
+        if self._cas is None:
+            if self._batch is not None:
+                return await self._call(self._batch.delete_many, wires)
+            return sum(await self._each(wires, self._backend.delete))
+        found = await self._get_many(wires)
+        await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
+        return sum(not _see(data, None).empty for data in found.values())
+
+    async def touch(self, key: str, ttl: float, stale_for: float) -> bool:
+        """Give an entry a new ttl, counted from now."""
+        wire = self._keys.entry(key)
+        for _ in range(_ATTEMPTS):
+            seen = await self.read(key)
+            if seen.number is not None:
+                if self._touch is not None:
+                    return await self._call(self._touch.touch, wire, ttl=_lifetime(ttl))
+                data, keep = b"%d" % seen.number, ttl
+            elif seen.envelope is not None:
+                age = max(0.0, self._clock.wall() - seen.envelope.created_at)
+                keep = ttl + stale_for
+                envelope = seen.envelope._replace(token=new_token(), fresh_for=age + ttl, keep_for=age + keep)
+                data = pack(envelope)
+            else:
+                return False
+            if self._cas is None:
+                await self._call(self._backend.set, wire, data, ttl=_lifetime(keep))
+                return True
+            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
+                return True
+        raise self._too_busy(key)
+
+    async def counter_ttl(self, key: str) -> float | None:
+        """Tell a counter's seconds to live; ``None`` never expires."""
+        if self._touch is None:
+            msg = "this backend cannot tell the ttl of a counter: it has no Touch capability"
+            raise Unsupported(msg)
+        return await self._call(self._touch.ttl, self._keys.entry(key))
+
+    async def incr(self, key: str, delta: int, ttl: float, decode: Callable[[Envelope], Any]) -> int:
+        """Add to a counter.  An int that was stored as a value becomes a counter; anything else is refused."""
+        wire = self._keys.entry(key)
+        if self._counter is not None:
+            try:
+                return await self._call(self._counter.incr, wire, delta, ttl=_lifetime(ttl))
+            except DecodeError:
+                pass  # not a counter: an int in an envelope, a tombstone, or something else
+        for _ in range(_ATTEMPTS):
+            seen = await self.read(key)
+            number, left = 0, ttl
+            if seen.number is not None:
+                number = seen.number
+                if self._touch is not None:
+                    left = FOREVER if (rest := await self.counter_ttl(key)) is None else rest
+            elif seen.envelope is not None:
+                number = decode(seen.envelope)
+                left = max(seen.envelope.fresh_for - max(0.0, self._clock.wall() - seen.envelope.created_at), 0.001)
+            if type(number) is not int or not -(2**63) <= number + delta < 2**63:
+                msg = f"cannot add {delta} to {key!r}: it holds {number!r}, and counters are 64-bit integers"
+                raise DecodeError(msg)
+            data = b"%d" % (number + delta)
+            if self._cas is None:
+                await self._call(self._backend.set, wire, data, ttl=_lifetime(left))
+                return number + delta
+            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(left)):
+                return number + delta
+        raise self._too_busy(key)
+
+    async def clear(self) -> None:
+        """Remove every entry of the namespace.
+
+        Raises:
+            Unsupported: the backend cannot, or there is no namespace and so no telling whose keys are whose.
+        """
+        if not self._keys.prefix:
+            msg = (
+                "clear() without a namespace would take other programs' keys along:"
+                " build the cache with namespace=..., or use tags"
+            )
+            raise ConfigurationError(msg)
+        if not isinstance(self._backend, Clear):
+            msg = f"{type(self._backend).__name__} cannot remove keys by prefix: it has no Clear capability"
+            raise Unsupported(msg)
+        self._breaker.check()
+        # Without the deadline: bounded steps, but as many as there are keys.
+        await self._guard(self._backend.clear(self._keys.prefix), None)
+
+    # Tags -----------------------------------------------------------------------------------------------------------
+
+    async def tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes]:
+        """Read the tokens of tags; a tag without one is left out."""
+        wires = {self._keys.tag(tag): tag for tag in tags}
+        found = await self._get_many(list(wires))
+        return {wires[wire]: bytes(token) for wire, token in found.items()}
+
+    async def make_tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes]:
+        """Read the tokens of tags, making those that are missing."""
+        tokens = await self.tag_tokens(tags)
+        for tag in tags:
+            if tag not in tokens:
+                tokens[tag] = await self._make_tag_token(tag)
+        return tokens
+
+    async def _make_tag_token(self, tag: str) -> bytes:
+        wire, token = self._keys.tag(tag), new_token()
+        if self._add is not None:
+            if not await self._call(self._add.add, wire, token, ttl=TAG_TTL):
+                return await self._call(self._backend.get, wire) or token  # lost again: a token nobody has, invalid
+            return token
+        # Two makers at once: the first one's entries carry a token that is gone, and are invalid: the safe side.
+        await self._call(self._backend.set, wire, token, ttl=TAG_TTL)
+        return token
+
+    async def replace_tag_tokens(self, tags: Iterable[str]) -> None:
+        """Give tags new tokens: what carries the old ones is invalid from now on."""
+        await self._set_many({self._keys.tag(tag): new_token() for tag in tags}, TAG_TTL)
+
+    # Bulk, with or without the engine's help ------------------------------------------------------------------------
+
+    async def _get_many(self, wires: Sequence[str]) -> dict[str, bytes]:
+        if not wires:
+            return {}
+        if self._batch is not None:
+            return await self._call(self._batch.get_many, wires)
+        found = await self._each(wires, self._backend.get)
+        return {wire: data for wire, data in zip(wires, found, strict=True) if data is not None}
+
+    async def _set_many(self, items: Mapping[str, bytes], ttl: float | None) -> None:
+        if not items:
+            return
+        if self._batch is not None:
+            await self._call(self._batch.set_many, items, ttl=ttl)
+            return
+        await self._each(list(items), lambda wire: self._backend.set(wire, items[wire], ttl=ttl))
+
+    async def _each(self, wires: Sequence[str], operate: Callable[[str], Awaitable[T]]) -> list[T]:
+        results: list[T] = []
+        for start in range(0, len(wires), _CONCURRENT):
+            chunk = wires[start : start + _CONCURRENT]
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._one(operate, wire)) for wire in chunk]
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None  # as one operation would have
+            results += [task.result() for task in tasks]
+        return results
+
+    async def _one(self, operate: Callable[[str], Awaitable[T]], wire: str) -> T:
+        return await self._call(operate, wire)
+
+    # Deadline and breaker -------------------------------------------------------------------------------------------
+
+    async def _call(self, operate: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+        self._breaker.check()
+        return await self._guard(operate(*args, **options), self._deadline)
+
+    async def _guard(self, operation: Awaitable[T], deadline: float | None) -> T:
+        try:
+            async with asyncio.timeout(deadline):
+                result = await operation
+        except TimeoutError as error:
+            if not isinstance(error, BackendError):
+                late = BackendTimeout(f"the far tier did not answer within {deadline} s")
+                self._breaker.failed(late)
+                raise late from error
+            self._breaker.failed(error)
+            raise
+        except (ValueTooLarge, Unsupported, DecodeError):
+            self._breaker.succeeded()
+            raise
+        except BackendError as error:
+            self._breaker.failed(error)
+            raise
+        except BaseException:
+            self._breaker.abandoned()
+            raise
+        self._breaker.succeeded()
+        return result
+
+    def _tombstone(self) -> bytes:
+        return tombstone(new_token(), self._clock.wall())
+
+    @staticmethod
+    def _too_busy(key: str) -> BackendError:
+        return BackendUnavailable(
+            f"{key!r} was changed by others {_ATTEMPTS} times while this operation tried to change it"
+        )
+
+
+def _lifetime(seconds: float) -> float | None:
+    return None if seconds == FOREVER else seconds
+
+
+def _see(data: bytes | None, version: Version) -> Seen:
+    if data is None:
+        return Seen(None, None, version)
+    number = counter(data)
+    if number is not None:
+        return Seen(None, number, version)
+    try:
+        return Seen(unpack(data), None, version)
+    except DecodeError as error:
+        return Seen(None, None, version, error)

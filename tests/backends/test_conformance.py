@@ -1,0 +1,44 @@
+"""Every backend keeps the contract."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING
+
+import pytest
+
+from acache import MemoryBackend
+from acache.backends.redis import RedisBackend
+from acache.testing import BackendConformance, FakeClock, FaultyBackend
+
+if TYPE_CHECKING:
+    from acache.backends import Backend
+
+
+class TestMemoryBackend(BackendConformance):
+    """In process, under a clock that moves when told."""
+
+    clock = FakeClock()
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return MemoryBackend(clock=self.clock)
+
+
+class TestFaultyBackend(TestMemoryBackend):
+    """Unharmed, it is a backend like any other."""
+
+    @pytest.fixture
+    def backend(self) -> Backend:
+        return FaultyBackend(clock=self.clock)
+
+
+class TestRedisBackend(BackendConformance):
+    """A real server; its own clock ends the entries."""
+
+    @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
+    def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
+        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}")

@@ -1,0 +1,133 @@
+"""What the tests share: the URLs of real servers, and a loud word when one is missing.
+
+`make test` starts the servers; tests/services.py says how to do it by hand, tests/compose.yaml how with Docker.
+Servers are shared by all tests: isolate by a key prefix, a database or a table name of the test's own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+    from types import ModuleType
+
+    from tests.services import PrivateRedis
+
+REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
+MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
+
+
+def missing(service: str, why: str) -> NoReturn:
+    """Skip the test that needs this service, or fail it where services are required."""
+    text = f"{service.upper()} NOT AVAILABLE: {why}"
+    if REQUIRED:
+        pytest.fail(text, pytrace=False)
+    pytest.skip(text)
+
+
+def url(service: str) -> str:
+    """Return a service's URL from the environment."""
+    variable = f"ACACHE_{service.upper().replace('-', '_')}_URL"
+    return os.environ.get(variable) or missing(
+        service, f"{variable} is not set; `make test SERVICES={service}` sets it"
+    )
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> str:
+    """Return the URL of a Redis."""
+    return url("redis")
+
+
+@pytest.fixture(scope="session")
+def redis_cluster_url() -> str:
+    """Return the URL of a node of a Redis Cluster of three masters."""
+    return url("redis-cluster")
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> str:
+    """Return the URL of a Valkey."""
+    return url("valkey")
+
+
+@pytest.fixture(scope="session")
+def memcached_url() -> str:
+    """Return the URL of a Memcached."""
+    return url("memcached")
+
+
+@pytest.fixture(scope="session")
+def mongodb_url() -> str:
+    """Return the URL of a MongoDB."""
+    return url("mongodb")
+
+
+@pytest.fixture(scope="session")
+def dynamodb_url() -> str:
+    """Return the endpoint of a DynamoDB; any credentials and any region will do."""
+    return url("dynamodb")
+
+
+@pytest.fixture
+def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
+    """Start Redis servers of the test's own, which it may kill, pause, resume, stop and restart.
+
+    `server = private_redis("--maxmemory", "10mb")`; `server.url` and `server.port` stay the same over a restart.
+    """
+    try:
+        services = load_services()
+    except ImportError as error:  # fcntl: not on this platform
+        missing("redis", str(error))
+    servers: list[PrivateRedis] = []
+
+    def start(*options: str) -> PrivateRedis:
+        try:
+            server: PrivateRedis = services.PrivateRedis(tmp_path / f"redis-{len(servers)}", *options)
+        except services.UnavailableError as error:
+            missing("redis", str(error))
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+def load_services() -> ModuleType:
+    """Import tests/services.py by its path: the tests are no package."""
+    name = "acache_tests_services"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("services.py"))
+        if spec is None or spec.loader is None:
+            raise ImportError(name)
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Generator[None, None, None]:
+    """Say after everything else what was not tested for want of a server."""
+    yield
+    counts: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        if found := MISSING.search(reason):
+            counts[found[1]] += 1
+    if counts:
+        terminalreporter.section("SERVICES NOT AVAILABLE", sep="!", red=True, bold=True)
+        for service, count in sorted(counts.items()):
+            terminalreporter.line(f"{service} NOT AVAILABLE: {count} test{'s' * (count > 1)} SKIPPED", red=True)
+        terminalreporter.line(
+            "`make test SERVICES=all` starts every server; ACACHE_REQUIRE_SERVICES=1 forbids to skip."
+        )
