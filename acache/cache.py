@@ -150,19 +150,25 @@ class Cache:
         "_codec",
         "_counters",
         "_load_records",
+        "_marks",
         "_namespace",
         "_near_ttl",
         "_now",
         "_observers",
+        "_plain_records",
+        "_plain_ttl",
         "_plans",
         "_policy",
         "_records",
         "_remote",
+        "_running",
         "_scope",
         "_shared",
+        "_shortcuts",
         "_space",
         "_touch",
         "_ttl",
+        "_unlink",
     )
 
     def __init__(
@@ -186,7 +192,8 @@ class Cache:
             memory = Memory(max_entries=memory)
         if memory is not None:
             memory.claim()
-            memory.on_removed = self._removed
+            if observers:
+                memory.on_removed = self._removed
         clock = clock or SystemClock()
         shared = _Shared(
             backend=backend,
@@ -240,7 +247,15 @@ class Cache:
         # A policy that refreshes ahead must see every hit of a load.
         ahead = bool(policy.early_refresh) or policy.refresh_ahead is not None
         self._load_records: dict[str, Record] = {} if ahead else self._records
-        self._touch: Callable[[str], object] = scope.space.touch if scope.space is not None else _nothing
+        # And the path of a plain overwrite, where only the near tier has to know.
+        plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
+        self._plain_records: dict[str, Record] = self._records if plain else {}
+        self._plain_ttl = min(self._ttl, self._near_ttl)
+        self._running = scope.flights.running
+        self._marks = scope.watch.marks
+        self._shortcuts: dict[str, Any] = {} if scope.space is None else scope.space.shortcuts
+        self._unlink: Callable[[str], object] = _nothing if scope.space is None else scope.space.unlink
+        self._touch: Callable[[str], object] = _nothing if scope.space is None else scope.space.touch
 
     @classmethod
     def from_url(cls, url: str, **options: Any) -> Self:
@@ -516,6 +531,20 @@ class Cache:
             InvalidKey, ConfigurationError, EncodeError: before anything is stored.
             BackendError: the far tier failed, and the policy says ``on_backend_error="raise"``.
         """
+        # The path of a plain overwrite: nobody to tell, nothing to measure, an old record in the place of the new one.
+        if ttl is DEFAULT and not tags:
+            try:
+                if key in self._plain_records:
+                    now, lifetime = self._now(), self._plain_ttl
+                    if self._running or self._marks:
+                        self._forget(key)
+                    if self._shortcuts:
+                        self._unlink(key)
+                    self._plain_records[key] = (value, now + lifetime, lifetime if lifetime < FOREVER else now, None)
+                    self._touch(key)
+                    return
+            except TypeError:
+                pass
         self._check_open()
         check_key(key)
         lifetime = self._lifetime(ttl)
@@ -1393,9 +1422,7 @@ class Cache:
             raise error
 
     def _removed(self, namespace: str, key: str, cause: Literal["size", "expired"]) -> None:
-        self._counters.evictions += cause == "size"
-        if self._observers:
-            self._emit(Evicted(namespace=namespace, key=key, cause=cause))
+        self._emit(Evicted(namespace=namespace, key=key, cause=cause))
 
     def _breaker_changed(self, state: Literal["closed", "open", "half-open"]) -> None:
         logger.warning("the circuit breaker of %r is %s", self._shared.backend, state)
@@ -1404,10 +1431,10 @@ class Cache:
 
     def stats(self) -> Stats:
         """Return the counters of this cache and all its views and functions, and the size of the near tier."""
-        memory = self._shared.memory
+        stats, memory = self._counters.snapshot(), self._shared.memory
         if memory is None:
-            return self._counters.snapshot()
-        return self._counters.snapshot(near_entries=memory.entries, near_bytes=memory.bytes)
+            return stats
+        return replace(stats, evictions=memory.evictions, near_entries=memory.entries, near_bytes=memory.bytes)
 
 
 def cached(

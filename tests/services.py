@@ -355,7 +355,7 @@ def cluster_title(port: int, nodes: int) -> str:
     return f"{redis_title(port)}, {nodes} masters"
 
 
-def plan_memcached(folder: Path) -> Plan:  # noqa: ARG001
+def plan_memcached(folder: Path) -> Plan:
     """Plan a Memcached."""
     [port] = free_ports(1)
     command = [find_memcached(), "-l", HOST, "-p", str(port), "-U", "0", "-m", "64"]
@@ -409,7 +409,7 @@ def find_dynamodb() -> str:
     return first_of(dynamodb_kinds(), lambda kind: DYNAMODB_KINDS[kind].find())
 
 
-def plan_dynamodb(folder: Path) -> Plan:  # noqa: ARG001
+def plan_dynamodb(folder: Path) -> Plan:
     """Plan the DynamoDB that will do."""
     [port] = free_ports(1)
 

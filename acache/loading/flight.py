@@ -135,10 +135,11 @@ class Flight:
 class Flights:
     """The running loads of one namespace, by key."""
 
-    __slots__ = ("_all", "_current")
+    __slots__ = ("_all", "running")
 
     def __init__(self) -> None:
-        self._current: Final[dict[str, Flight]] = {}
+        self.running: Final[dict[str, Flight]] = {}
+        """The flights that new callers may join."""
         self._all: Final[set[Flight]] = set()
 
     def __len__(self) -> int:
@@ -150,7 +151,7 @@ class Flights:
         Raises:
             RuntimeError: it runs in another event loop, so this one could not be told of its end.
         """
-        flight = self._current.get(key)
+        flight = self.running.get(key)
         if flight is None:
             return None
         if flight.abandoned:
@@ -172,7 +173,7 @@ class Flights:
     def start(self, key: str, load: Callable[[Flight], Coroutine[Any, Any, Any]], *, background: bool) -> Flight:
         """Start a flight; in the same synchronous step in which the caller found that there is none."""
         flight = Flight(key, asyncio.get_running_loop(), background=background)
-        self._current[key] = flight
+        self.running[key] = flight
         self._all.add(flight)
         flight.start(_fly(flight, load), self._landed)
         return flight
@@ -200,23 +201,23 @@ class Flights:
 
     def forget(self, key: str) -> None:
         """Let a running load hand its value to those who wait, but let nobody join it any more."""
-        self._current.pop(key, None)
+        self.running.pop(key, None)
 
     def forget_all(self) -> None:
         """Forget every key's flight."""
-        self._current.clear()
+        self.running.clear()
 
     def _landed(self, flight: Flight) -> None:
         self._all.discard(flight)
-        if self._current.get(flight.key) is flight:
-            del self._current[flight.key]
+        if self.running.get(flight.key) is flight:
+            del self.running[flight.key]
 
     async def aclose(self) -> None:
         """Cancel every load and wait until they have ended."""
         for flight in tuple(self._all):
             await flight.close()
         self._all.clear()
-        self._current.clear()
+        self.running.clear()
 
 
 async def _fly(flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Any]]) -> Any:

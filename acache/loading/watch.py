@@ -30,15 +30,16 @@ class Mark:
 class Watch:
     """The open marks of one namespace."""
 
-    __slots__ = ("_marks",)
+    __slots__ = ("marks",)
 
     def __init__(self) -> None:
-        self._marks: Final[dict[str, list[Mark]]] = {}
+        self.marks: Final[dict[str, list[Mark]]] = {}
+        """The open marks by key; empty when nothing is being read, loaded or written."""
 
     def open(self, key: str) -> Mark:
         """Note that a value of ``key`` is about to be fetched."""
         mark = Mark()
-        self._marks.setdefault(key, []).append(mark)
+        self.marks.setdefault(key, []).append(mark)
         return mark
 
     def open_write(self, key: str) -> Mark:
@@ -47,7 +48,7 @@ class Watch:
         Of two writers at a time, nobody here knows whose value the far tier kept: neither may keep its own near.
         """
         mark = Mark(writer=True)
-        marks = self._marks.setdefault(key, [])
+        marks = self.marks.setdefault(key, [])
         for other in marks:
             other.intact = False
             if other.writer:
@@ -57,21 +58,21 @@ class Watch:
 
     def close(self, key: str, mark: Mark) -> None:
         """Forget a mark; a writer's end breaks the marks that were opened while it was writing."""
-        marks = self._marks[key]
+        marks = self.marks[key]
         marks.remove(mark)
         if mark.writer:
             for other in marks:
                 other.intact = False
         if not marks:
-            del self._marks[key]
+            del self.marks[key]
 
     def break_all(self) -> None:
         """Break every mark: the whole namespace was written."""
-        for marks in self._marks.values():
+        for marks in self.marks.values():
             for mark in marks:
                 mark.intact = False
 
     def break_key(self, key: str) -> None:
         """Break the marks of a key that was written in one step, with no far tier to wait for."""
-        for mark in self._marks.get(key, ()):
+        for mark in self.marks.get(key, ()):
             mark.intact = False

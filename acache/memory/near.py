@@ -7,7 +7,7 @@ of the loop.  It is not safe for use from several threads.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, Literal, TypeAlias
 
@@ -29,7 +29,8 @@ Cause: TypeAlias = Literal["size", "expired"]
 
 _TOUCHES: Final = 4096
 """Reads remembered between two evictions; older ones are forgotten, as they matter least."""
-_SWEPT_PER_INSERT: Final = 2
+_SWEEP_EVERY: Final = 64
+"""Inserts between two looks at twice as many records, in search of those past their time."""
 _BATCHES: Final = 128
 """An eviction takes 1/128 of the bound at once: taking single keys from the front of a dict gets slower with each."""
 
@@ -86,10 +87,12 @@ class Memory:
         self.isolate: Final = isolate
         self.entries = 0
         self.bytes = 0
+        self.evictions = 0
+        """Entries that had to go for want of room."""
         self.keep_stale = 0.0
         """Seconds an entry stays after its ttl, for the readers that take stale values."""
         self.on_removed: Callable[[str, str, Cause], object] | None = None
-        """Called with namespace, key and cause for each entry the bound or the sweep takes."""
+        """If set, called with namespace, key and cause for each entry that the bound or the sweep takes."""
         self._sizeof: Final = (sizeof or approximate_size) if max_bytes is not None else None
         self._batch: Final = max(1, max_entries // _BATCHES)
         self._spaces: Final[dict[str, Space]] = {}
@@ -121,6 +124,11 @@ class Memory:
         for space in self._spaces.values():
             space.clear()
 
+    @property
+    def sized(self) -> bool:
+        """Whether the bytes of values are counted."""
+        return self._sizeof is not None
+
     def measure(self, key: str, value: Any) -> int:
         """Bytes charged for an entry; 0 without a byte bound."""
         return 0 if self._sizeof is None else self._sizeof(value) + len(key)
@@ -150,7 +158,10 @@ class Space:
     a frame in between.
     """
 
-    __slots__ = ("_memory", "_namespace", "_shortcuts", "_sizes", "_sweep", "_touched", "records", "touch")
+    __slots__ = (
+        *("_memory", "_namespace", "_sizes", "_sized", "_sweep", "_touched", "_until_sweep"),
+        *("records", "shortcuts", "touch"),
+    )
 
     def __init__(self, memory: Memory, namespace: str) -> None:
         self.records: Final[dict[str, Record]] = {}
@@ -161,41 +172,47 @@ class Space:
         self._memory: Final = memory
         self._namespace: Final = namespace
         self._sizes: Final[dict[str, int]] = {}
-        self._shortcuts: Final[dict[str, tuple[dict[Any, Any], Any]]] = {}
+        self.shortcuts: Final[dict[str, tuple[dict[Any, Any], Any]]] = {}
+        """Where a record is repeated, to be dropped together with it."""
+        self._sized: Final = memory.sized
         self._sweep: Iterator[str] = iter(())
+        self._until_sweep = _SWEEP_EVERY
 
     def put(self, key: str, record: Record, now: float) -> None:
         """Store a record, evicting others if there is no room; one that can never fit is not stored."""
-        memory = self._memory
-        size = memory.measure(key, record[0])
-        if key in self.records:
-            if self._shortcuts:
-                self._unlink(key)
-            if not size:
-                self.records[key] = record
-                self.touch(key)
-                return
+        size = 0
+        if self._sized:
+            size = self._memory.measure(key, record[0])
             self.pop(key)
-        if not memory.make_room(size):
+        if key in self.records:
+            if self.shortcuts:
+                self.unlink(key)
+            self.records[key] = record
+            self.touch(key)
             return
-        self._sweep_some(now)
+        memory = self._memory
+        if (memory.entries >= memory.max_entries or size) and not memory.make_room(size):
+            return
+        self._until_sweep -= 1
+        if not self._until_sweep:
+            self._sweep_some(now)
         self.records[key] = record
         memory.entries += 1
         if size:
             self._sizes[key] = size
             memory.bytes += size
-        self.touch(key)
+        if self._touched:  # otherwise the end of the dict is where it belongs
+            self.touch(key)
 
     def pop(self, key: str) -> Record | None:
         """Remove and return a record; ``None`` if there was none."""
         record = self.records.pop(key, None)
         if record is not None:
-            memory = self._memory
-            memory.entries -= 1
-            if self._sizes:
-                memory.bytes -= self._sizes.pop(key, 0)
-            if self._shortcuts:
-                self._unlink(key)
+            self._memory.entries -= 1
+            if self._sized:
+                self._memory.bytes -= self._sizes.pop(key, 0)
+            if self.shortcuts:
+                self.unlink(key)
         return record
 
     def clear(self) -> None:
@@ -203,44 +220,56 @@ class Space:
         memory = self._memory
         memory.entries -= len(self.records)
         memory.bytes -= sum(self._sizes.values())
-        for shortcut, name in self._shortcuts.values():
+        for shortcut, name in self.shortcuts.values():
             shortcut.pop(name, None)
-        for held in (self.records, self._sizes, self._shortcuts, self._touched):
+        for held in (self.records, self._sizes, self.shortcuts, self._touched):
             held.clear()
 
     def link(self, key: str, shortcut: dict[Any, Any], name: Any) -> None:
         """Remember that ``shortcut[name]`` repeats what stands under ``key``, to be dropped together with it."""
-        if key in self._shortcuts:
-            self._unlink(key)
-        self._shortcuts[key] = (shortcut, name)
+        if key in self.shortcuts:
+            self.unlink(key)
+        self.shortcuts[key] = (shortcut, name)
 
-    def _unlink(self, key: str) -> None:
-        if (link := self._shortcuts.pop(key, None)) is not None:
+    def unlink(self, key: str) -> None:
+        """Drop what repeats the record under ``key``."""
+        if (link := self.shortcuts.pop(key, None)) is not None:
             link[0].pop(link[1], None)
 
     def evict(self, count: int) -> None:
         """Let the ``count`` least recently used records go."""
         records = self.records
-        for key in self._touched:
-            if (record := records.pop(key, None)) is not None:
-                records[key] = record
-        self._touched.clear()
-        for key in tuple(islice(records, count)):
-            self._remove(key, "size")
+        if self._touched:
+            for key in self._touched:
+                if (record := records.pop(key, None)) is not None:
+                    records[key] = record
+            self._touched.clear()
+        victims = tuple(islice(records, count))
+        self._memory.evictions += len(victims)
+        self._remove(victims, "size")
 
     def _sweep_some(self, now: float) -> None:
         """Look at two records for each that is inserted, and drop those past their time: no task, no full scan."""
+        self._until_sweep = _SWEEP_EVERY
         gone = now - self._memory.keep_stale
-        for _ in range(_SWEPT_PER_INSERT):
-            key = next(self._sweep, None)
-            if key is None:
-                self._sweep = iter(tuple(self.records))
-                return
+        expired: list[str] = []
+        for key in islice(self._sweep, 2 * _SWEEP_EVERY):
             record = self.records.get(key)
             if record is not None and record[1] <= gone:
-                self._remove(key, "expired")
+                expired.append(key)
+        if not expired and next(self._sweep, None) is None:
+            self._sweep = iter(tuple(self.records))
+        self._remove(expired, "expired")
 
-    def _remove(self, key: str, cause: Cause) -> None:
-        self.pop(key)
-        if self._memory.on_removed is not None:
-            self._memory.on_removed(self._namespace, key, cause)
+    def _remove(self, keys: Sequence[str], cause: Cause) -> None:
+        memory, records = self._memory, self.records
+        if self._sized or self.shortcuts:
+            for key in keys:
+                self.pop(key)
+        else:
+            for key in keys:
+                del records[key]
+            memory.entries -= len(keys)
+        if memory.on_removed is not None:
+            for key in keys:
+                memory.on_removed(self._namespace, key, cause)
