@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import log
 from random import random
@@ -55,7 +55,7 @@ from .loading import UNSERVED, Batch, Flight, Flights, Load, Mark, NotLoaded, Wa
 from .memoize import CachedFunction, Hooks, Rules, build, key_prefix
 from .memory import Memory, Record, Space, stored_at
 from .policy import DEFAULT, Default, Policy
-from .remote import TOMBSTONE_TTL, Breaker, Remote, Seen
+from .remote import FILL_WITHIN, Breaker, Remote, Seen
 
 __all__ = ["Cache", "cached"]
 
@@ -88,6 +88,26 @@ class _Received(NamedTuple):
     """Seconds of freshness left; zero or less is stale."""
     ttl: float
     extra: _Extra | None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What a flight notes on its way down, for the fill to compare."""
+
+    load: Load
+    mark: Mark
+    remote: Remote | None
+    looked_at: float
+    """When it looked at the far tier; monotonic."""
+    version: Version = _UNKNOWN
+    stale: _Received | None = None
+    cells: tuple[TagCell, ...] = ()
+    tokens: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def current(self) -> bool:
+        """Whether nothing in this process wrote the key or its tags since."""
+        return self.mark.intact and not any(cell.spoilt for cell in self.cells)
 
 
 class _Scope:
@@ -149,6 +169,7 @@ class Cache:
         "_clock",
         "_codec",
         "_counters",
+        "_isolated",
         "_load_records",
         "_marks",
         "_namespace",
@@ -161,6 +182,7 @@ class Cache:
         "_policy",
         "_records",
         "_remote",
+        "_remotes",
         "_running",
         "_scope",
         "_shared",
@@ -208,9 +230,7 @@ class Cache:
         self._set_up(shared, check_namespace(namespace), codec or Msgpack(), policy or Policy())
 
     def _set_up(self, shared: _Shared, namespace: str, codec: Codec, policy: Policy) -> None:
-        if policy.lease:
-            msg = "lease=True needs a backend with the Lease capability, and none has it yet: leave lease out"
-            raise ConfigurationError(msg)
+        _refuse_lease(policy)
         self._shared = shared
         self._namespace = namespace
         self._codec = codec
@@ -224,17 +244,8 @@ class Cache:
         self._scope = scope
         self._space = scope.space
         self._plans: dict[Any, Policy] = {}
-        self._remote = (
-            None
-            if shared.backend is None
-            else Remote(
-                shared.backend,
-                namespace,
-                deadline=policy.backend_timeout,
-                clock=shared.clock,
-                breaker=shared.breaker,
-            )
-        )
+        self._remotes: dict[float, Remote] = {}
+        self._remote = self._remote_for(policy)
         memory = shared.memory
         near_ttl = FOREVER if memory is None else memory.ttl
         self._near_ttl = NEAR_TTL if self._remote is not None and near_ttl == FOREVER else near_ttl
@@ -242,7 +253,8 @@ class Cache:
             memory.keep_stale = max(memory.keep_stale, policy.stale_for)
         # The hit path reads this dict directly.  Where a hit takes more than a look (events to send, copies to make),
         # it is one that stays empty, and every call takes the long way.
-        direct = memory is not None and not memory.isolate and not shared.observers
+        self._isolated = memory is not None and memory.isolate
+        direct = memory is not None and not self._isolated and not shared.observers
         self._records: dict[str, Record] = scope.space.records if scope.space is not None and direct else {}
         # A policy that refreshes ahead must see every hit of a load.
         ahead = bool(policy.early_refresh) or policy.refresh_ahead is not None
@@ -299,7 +311,11 @@ class Cache:
     # Life -----------------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        self._check_open()
+        """Open the cache; also again, after it was closed: an application that is started twice has one cache.
+
+        A backend with an injected client is as open as its client.
+        """
+        self._shared.closed = False
         return self
 
     async def __aexit__(
@@ -310,16 +326,16 @@ class Cache:
     async def aclose(self) -> None:
         """Cancel running loads (their callers get ``CacheClosed``), drop the near tier, close the backend.
 
-        Twice is harmless.  It closes every view too.
+        Twice is harmless.  It closes every view too.  ``async with`` opens it again.
         """
         shared = self._shared
         if shared.closed:
             return
         shared.closed = True
-        for scope in shared.scopes.values():
-            await scope.flights.aclose()
         if shared.memory is not None:
             shared.memory.clear()
+        for scope in shared.scopes.values():
+            await scope.flights.aclose()
         if shared.backend is not None:
             await shared.backend.aclose()
 
@@ -363,7 +379,7 @@ class Cache:
         return await self._get(key, default, type)
 
     async def _get(self, key: str, default: Any, type_: Any) -> Any:
-        value = self._near_fresh(check_key(key))
+        value = self._near_fresh(check_key(key), type_)
         if value is not _MISS:
             return value
         if self._remote is not None:
@@ -394,12 +410,12 @@ class Cache:
         self._check_open()
         wall = self._clock.wall()
         if self._remote is None:
-            record = self._near_valid(key)
+            record = self._near_valid(key, type)
             now = self._now()
             if record is None or record[1] <= now:
                 self._note_miss(key)
                 return None
-            value = self._near_value(record)
+            value = self._near_value(record, type)
             self._note_hit(key, "near")
             fresh_until = None if record[1] == FOREVER else wall + record[1] - now
             return Entry(
@@ -446,8 +462,22 @@ class Cache:
         return self._near_value(record)
 
     async def has(self, key: str) -> bool:
-        """Tell whether there is a fresh value under ``key``."""
-        return await self._get(key, _MISS, None) is not _MISS
+        """Tell whether there is a fresh value under ``key``; asks the far tier where there is one, and counts nothing.
+
+        Raises:
+            InvalidKey, BackendError: as for `get`.
+        """
+        check_key(key)
+        self._check_open()
+        if self._remote is None:
+            record = self._near_valid(key)
+            return record is not None and record[1] > self._now()
+        try:
+            received = await self._receive(key, await self._remote.peek(key), None, decode=False)
+        except BackendError as error:
+            self._tolerate("has", key, error)
+            return False
+        return received is not None and received.fresh_for > 0
 
     async def get_many(self, keys: Iterable[str], *, type: Any = None) -> dict[str, Any]:
         """Return the fresh values among ``keys``; what is missing is left out.
@@ -458,7 +488,7 @@ class Cache:
         found: dict[str, Any] = {}
         missing: list[str] = []
         for key in dict.fromkeys(_several(keys, "keys")):
-            value = self._near_fresh(check_key(key))
+            value = self._near_fresh(check_key(key), type)
             if value is _MISS:
                 missing.append(key)
             else:
@@ -821,6 +851,7 @@ class Cache:
                     return value  # type: ignore[no-any-return]
             except (KeyError, TypeError):
                 pass
+        _check_loader(loader)
         plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         names = _tag_names(tags) if tags else ()
         return await self._resolve(Load(key, loader, plan, self._counters, names, type))  # type: ignore[no-any-return]
@@ -840,6 +871,7 @@ class Cache:
         Raises:
             RecursiveLoad, LoadTimeout, EncodeError, Exception: as for `get_or_load`.
         """
+        _check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
         load = Load(key, loader, plan, self._counters, _tag_names(tags), type)
         return await self._reload(load)  # type: ignore[no-any-return]
@@ -862,6 +894,7 @@ class Cache:
         Raises:
             Exception: as for `get_or_load`; one failing key fails the call, and the others are stored all the same.
         """
+        _check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = _tag_names(tags)
         wanted = list(dict.fromkeys(_several(keys, "keys")))
@@ -898,26 +931,25 @@ class Cache:
         key = check_key(load.key)
         self._check_open()
         policy, flights, now = load.policy, self._scope.flights, self._now()
-        record = self._near_valid(key)
+        record = self._near_valid(key, load.type)
         if record is not None and record[1] > now:
             self._note_hit(key, "near", counters=load.counters)
             if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
                 flights.start(key, partial(self._fly_again, load, record), background=True)
-            return self._near_value(record)
+            return self._near_value(record, load.type)
         flight = flights.current(key)
         if flight is None:
             flight = flights.start(key, partial(self._fly, load), background=policy.finish_abandoned)
             if record is not None and self._remote is None:
-                self._serve_stale(load, flight, self._stale(record, now))
+                self._serve_stale(load, flight, self._stale(record, now, load.type))
         elif not flight.serves_early(now):
             load.counters.coalesced += 1
             if self._observers:
                 self._emit(Coalesced(namespace=self._namespace, key=key))
         if flight.serves_early(now):
             self._note_hit(key, "near" if self._remote is None else "far", stale=True, counters=load.counters)
-            return flight.early.value
-        result = await flights.join(flight)
-        return result.value if type(result) is _Received else result
+            return self._own(flight.early, load)
+        return self._own(await flights.join(flight), load)
 
     def _serve_stale(self, load: Load, flight: Flight, stale: _Received) -> bool:
         """Step 3: answer with a stale value and load behind, if the policy has a window for that.
@@ -942,27 +974,26 @@ class Cache:
         if flight is None:
             behind = load.policy.finish_abandoned
             flight = self._scope.flights.start(load.key, partial(self._fly_again, load, None), background=behind)
-        result = await self._scope.flights.join(flight)
-        return result.value if type(result) is _Received else result
+        return self._own(await self._scope.flights.join(flight), load)
 
     async def _fly(self, load: Load, flight: Flight) -> Any:
         """Steps 5 and 6: look at the near tier again, then at the far tier."""
         key, policy = load.key, load.policy
-        record = self._near_valid(key)
+        record = self._near_valid(key, load.type)
         if record is not None and record[1] > self._now():
             # 1: a caller finds nothing and starts this flight. 2: set() stores a value. 3: this flight begins.
-            return self._near_value(record)
-        mark = self._scope.watch.open(key)
+            return self._near_value(record, load.type)
+        attempt = _Attempt(load, self._scope.watch.open(key), self._remote_for(policy), self._now())
         try:
-            if self._remote is None:
-                stale = None if record is None else self._stale(record, self._now())
-                if stale is not None and self._backing_off(key, self._now()) and stale.fresh_for > -policy.stale_for:
-                    return stale
-                return await self._load(load, flight, mark, stale, None)
-            seen = await self._look(key)
-            received = None if seen is None else await self._receive_or_miss(key, seen, load.type)
+            if attempt.remote is None:
+                if record is not None:
+                    attempt.stale = stale = self._stale(record, attempt.looked_at, load.type)
+                    if stale.fresh_for > -policy.stale_for and self._backing_off(key, attempt.looked_at):
+                        return stale
+                return await self._load(attempt, flight)
+            received = await self._look(attempt, attempt.remote)
             if received is not None and received.fresh_for > 0:
-                if mark.intact:
+                if attempt.mark.intact:
                     self._keep_received(key, received)
                 self._note_hit(key, "far", counters=load.counters)
                 if not self._due_far(received, policy) or self._backing_off(key, self._now()):
@@ -973,67 +1004,84 @@ class Cache:
                 return received
             elif flight.early is not UNSERVED:
                 self._note_hit(key, "far", stale=True, counters=load.counters)
-            return await self._load(load, flight, mark, received, _UNKNOWN if seen is None else seen.version)
+            attempt.stale = received
+            return await self._load(attempt, flight)
         finally:
-            self._scope.watch.close(key, mark)
+            self._scope.watch.close(key, attempt.mark)
 
     async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
         """Load although there may be a fresh value: of what is there, only the version matters."""
-        mark = self._scope.watch.open(load.key)
+        attempt = _Attempt(load, self._scope.watch.open(load.key), self._remote_for(load.policy), self._now())
         try:
-            seen = None if self._remote is None else await self._look(load.key)
-            stale = None if record is None else self._stale(record, self._now())
-            return await self._load(load, flight, mark, stale, _UNKNOWN if seen is None else seen.version, again=True)
+            if attempt.remote is not None:
+                try:
+                    attempt.version = (await attempt.remote.read(load.key)).version
+                except BackendError as error:
+                    self._tolerate("refresh", load.key, error, load.policy)
+            if record is not None:
+                attempt.stale = self._stale(record, self._now(), load.type)
+            return await self._load(attempt, flight, again=True)
         finally:
-            self._scope.watch.close(load.key, mark)
+            self._scope.watch.close(load.key, attempt.mark)
 
-    def _stale(self, record: Record, now: float) -> _Received:
-        return _Received(self._near_value(record), record[1] - now, 0.0, None)
+    async def _look(self, attempt: _Attempt, remote: Remote) -> _Received | None:
+        """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
+        load = attempt.load
+        try:
+            seen = await remote.read(load.key)
+            attempt.version = seen.version
+            return await self._receive(load.key, seen, load.type)
+        except BackendError as error:  # on the way to the entry, or to its tags
+            self._tolerate("get_or_load", load.key, error, load.policy)
+            return None
 
-    async def _load(
-        self, load: Load, flight: Flight, mark: Mark, stale: _Received | None, version: Version, *, again: bool = False
-    ) -> Any:
-        """Step 8: take note of the tags, then run the loader under its timeouts."""
-        key, policy, counters = load.key, load.policy, load.counters
+    async def _load(self, attempt: _Attempt, flight: Flight, *, again: bool = False) -> Any:
+        """Steps 8 to 10: take note of the tags, run the loader, fill; the flight tells the waiters."""
+        load, stale = attempt.load, attempt.stale
         if not again and flight.early is UNSERVED:
-            self._note_miss(key, counters)
-        cells = self._scope.tags.cells(load.tags)
-        tokens: dict[str, bytes] = {}
-        if self._remote is not None and load.tags and version is not _UNKNOWN:
+            self._note_miss(load.key, load.counters)
+        attempt.cells = self._scope.tags.cells(load.tags)
+        if load.tags and attempt.remote is not None and attempt.version is not _UNKNOWN:
             try:
-                tokens = await self._remote.make_tag_tokens(load.tags)
+                attempt.tokens = await attempt.remote.make_tag_tokens(load.tags)
             except BackendError as error:
-                self._tolerate("get_or_load", key, error)
-                version = _UNKNOWN
-        soft = None
-        if policy.soft_timeout is not None and stale is not None and stale.fresh_for > -policy.stale_for:
-            until = self._now() + policy.stale_for + stale.fresh_for
-            soft = self._clock.call_later(policy.soft_timeout, partial(flight.serve_early, stale, until))
-        counters.loads += 1
+                self._tolerate("get_or_load", load.key, error, load.policy)
+                attempt.version = _UNKNOWN
+        load.counters.loads += 1
         started = self._now()
         try:
-            value = await self._run(load)
+            value = await self._run_softly(load, flight, stale)
         except NotLoaded:
             raise
         except Exception as error:
-            counters.load_failures += 1
+            load.counters.load_failures += 1
+            took = self._now() - started
             if self._observers:
-                took = self._now() - started
-                self._emit(LoadFailed(namespace=self._namespace, key=key, seconds=took, error=error))
+                self._emit(LoadFailed(namespace=self._namespace, key=load.key, seconds=took, error=error))
             if stale is not None:
-                self._back_off(key, policy)
-                age = -stale.fresh_for + self._now() - started
-                if age < policy.stale_if_error:
+                self._back_off(load.key, load.policy)
+                if took - stale.fresh_for < load.policy.stale_if_error:
                     return stale
             raise
-        finally:
-            if soft is not None:
-                soft.cancel()
         took = self._now() - started
+        self._scope.backoffs.pop(load.key, None)
         if self._observers:
-            self._emit(Loaded(namespace=self._namespace, key=key, seconds=took))
-        await self._fill(load, value, mark, cells, tokens, version, took)
+            self._emit(Loaded(namespace=self._namespace, key=load.key, seconds=took))
+        if load.condition is None or load.condition(value):
+            await self._fill(attempt, value, took)
         return value
+
+    async def _run_softly(self, load: Load, flight: Flight, stale: _Received | None) -> Any:
+        """Run the loader; after ``soft_timeout`` those who wait get the stale value."""
+        policy = load.policy
+        if policy.soft_timeout is None or stale is None or stale.fresh_for <= -policy.stale_for:
+            return await self._run(load)
+        until = self._now() + policy.stale_for + stale.fresh_for
+        timer = self._clock.call_later(policy.soft_timeout, partial(flight.serve_early, stale, until))
+        try:
+            return await self._run(load)
+        finally:
+            timer.cancel()
 
     async def _run(self, load: Load) -> Any:
         timeout = load.policy.load_timeout
@@ -1059,45 +1107,40 @@ class Cache:
         finally:
             timer.cancel()
 
-    async def _fill(
-        self,
-        load: Load,
-        value: Any,
-        mark: Mark,
-        cells: tuple[TagCell, ...],
-        tokens: dict[str, bytes],
-        version: Version,
-        took: float,
-    ) -> None:
-        """Step 9: store the loaded value, unless anything wrote the key or its tags since the load began."""
-        policy, key = load.policy, load.key
-        self._scope.backoffs.pop(key, None)
-        if load.condition is not None and not load.condition(value):
-            return
-        negative = value is None and policy.negative_ttl is not None
-        lifetime = policy.shorten(ttl_seconds(policy.negative_ttl if negative else policy.ttl))
-        if not _current(mark, cells):
+    async def _fill(self, attempt: _Attempt, value: Any, took: float) -> None:
+        """Step 9: store the loaded value, unless anything wrote the key or its tags since the load looked."""
+        load, remote = attempt.load, attempt.remote
+        if not attempt.current:
             self._note_refused(load)
             return
-        if self._remote is not None and version is not _UNKNOWN:
+        lifetime = self._load_ttl(load, value)
+        if remote is not None and attempt.version is not _UNKNOWN:
             payload = self._codec.encode(value)
-            if took > TOMBSTONE_TTL:
-                # A tombstone left at the start of this load may be gone by now, so "nothing there" proves nothing.
+            envelope = self._envelope(payload, lifetime, attempt.tokens, took, load.policy)
+            filled = False
+            if self._now() - attempt.looked_at <= FILL_WITHIN:
+                try:
+                    filled = await remote.fill(load.key, envelope, attempt.version)
+                except BackendError as error:
+                    # Whether it was stored is unknown, and so is whether it would have been refused: not near either.
+                    self._note_failure("fill", load.key, error, raised=False)
+                    return
+            if not (filled and attempt.current):
                 self._note_refused(load)
                 return
-            envelope = self._envelope(payload, lifetime, tokens, load_time=took, stale_for=policy.stale_for)
-            try:
-                filled = await self._remote.fill(key, envelope, version)
-            except BackendError as error:
-                # Whether it was stored is unknown, and so is whether it would have been refused: nothing goes near.
-                self._note_failure("fill", key, error, raised=False)
-                return
-            if not (filled and _current(mark, cells)):
-                self._note_refused(load)
-                return
-        self._keep(key, value, lifetime, cells=cells, load_time=took if policy.early_refresh else 0.0)
+        load_time = took if load.policy.early_refresh else 0.0
+        self._keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
         if self._observers:
-            self._emit(Stored(namespace=self._namespace, key=key, ttl=_finite(lifetime)))
+            self._emit(Stored(namespace=self._namespace, key=load.key, ttl=_finite(lifetime)))
+
+    def _stale(self, record: Record, now: float, type_: Any) -> _Received:
+        return _Received(self._near_value(record, type_), record[1] - now, 0.0, None)
+
+    @staticmethod
+    def _load_ttl(load: Load, value: Any) -> float:
+        policy = load.policy
+        negative = value is None and policy.negative_ttl is not None
+        return policy.shorten(ttl_seconds(policy.negative_ttl if negative else policy.ttl))
 
     def _due(self, record: Record, policy: Policy, now: float) -> bool:
         """Tell whether a fresh near value should be refreshed behind; over a far tier its dates decide instead."""
@@ -1128,6 +1171,7 @@ class Cache:
     def _plan(self, policy: Policy | None, ttl: Ttl, swr: Seconds | Default, sie: Seconds | Default) -> Policy:
         """Return the policy of one call."""
         base = policy or self._policy
+        _refuse_lease(base)
         if ttl is DEFAULT and swr is DEFAULT and sie is DEFAULT:
             plan = base
         else:
@@ -1139,9 +1183,6 @@ class Cache:
     def _make_plan(self, base: Policy, ttl: Any, swr: Any, sie: Any) -> Policy:
         changes = {"ttl": ttl, "stale_while_revalidate": swr, "stale_if_error": sie}
         plan = replace(base, **{name: value for name, value in changes.items() if value is not DEFAULT})
-        if plan.lease:
-            msg = "lease=True needs a backend with the Lease capability, and none has it yet: leave lease out"
-            raise ConfigurationError(msg)
         if len(self._plans) >= 256:  # noqa: PLR2004 - ttls computed per call must not grow it for ever
             self._plans.clear()
         self._plans[base, ttl, swr, sie] = plan
@@ -1155,11 +1196,11 @@ class Cache:
         /,
         *,
         ttl: Ttl = DEFAULT,
-        key: str | Callable[P, str] | None = None,
+        key: str | Callable[..., str] | None = None,
         tags: Iterable[str] = (),
         ignore: Iterable[str] = (),
         version: str | int | None = None,
-        condition: Callable[[R], bool] | None = None,
+        condition: Callable[[Any], bool] | None = None,
         negative_ttl: Seconds | Default | None = DEFAULT,
         stale_while_revalidate: Seconds | Default = DEFAULT,
         stale_if_error: Seconds | Default = DEFAULT,
@@ -1194,16 +1235,14 @@ class Cache:
         plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         if negative_ttl is not DEFAULT:
             plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
-        rules: Rules[P, R] = Rules(
-            policy=plan, key=key, tags=tags, ignore=ignore, version=version, condition=condition, type=type
-        )
+        rules = Rules(policy=plan, key=key, tags=tags, ignore=ignore, version=version, condition=condition, type=type)
 
         def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> CachedFunction[P, R]:
             return build(function, rules, self._hooks(function, rules))
 
         return decorate
 
-    def _hooks(self, function: Any, rules: Rules[P, R]) -> Hooks:
+    def _hooks(self, function: Any, rules: Rules) -> Hooks:
         if rules.key is None and hasattr(function, "__qualname__"):
             prefix = (self._namespace, key_prefix(function, rules.version))
             if prefix in self._shared.functions and getattr(function, "__closure__", None):
@@ -1231,36 +1270,44 @@ class Cache:
 
     # The near tier --------------------------------------------------------------------------------------------------
 
-    def _near_valid(self, key: str) -> Record | None:
-        """Return the near record if its tags hold; fresh or not."""
+    def _near_valid(self, key: str, type_: Any = None) -> Record | None:
+        """Return the near record if its tags hold, and it can be read; fresh or not."""
         if self._space is None:
             return None
         record = self._space.records.get(key)
-        if record is not None and record[3] is not None and any(cell.spoilt for cell in record[3].cells):
+        if record is None:
+            return None
+        if record[3] is not None and any(cell.spoilt for cell in record[3].cells):
             self._space.pop(key)
             return None
+        if self._isolated:
+            try:
+                self._near_value(record, type_)
+            except DecodeError as error:
+                self._note_garbage(key, error)
+                return None
         return record
 
-    def _near_fresh(self, key: str) -> Any:
+    def _near_fresh(self, key: str, type_: Any = None) -> Any:
         """Return the fresh near value and count the hit, or ``_MISS``."""
         self._check_open()
-        record = self._near_valid(key)
+        record = self._near_valid(key, type_)
         if record is None or record[1] <= self._now():
             return _MISS
-        try:
-            value = self._near_value(record)
-        except DecodeError:
-            return _MISS
         self._note_hit(key, "near")
-        return value
+        return self._near_value(record, type_)
 
-    def _near_value(self, record: Record) -> Any:
-        memory = self._shared.memory
-        return self._codec.decode(record[0], None) if memory is not None and memory.isolate else record[0]
+    def _near_value(self, record: Record, type_: Any = None) -> Any:
+        return self._codec.decode(record[0], type_) if self._isolated else record[0]
+
+    def _own(self, value: Any, load: Load) -> Any:
+        """Give one of several waiters a value; a copy where the near tier is isolated."""
+        if type(value) is _Received:
+            value = value.value
+        return self._codec.decode(self._codec.encode(value), load.type) if self._isolated else value
 
     def _near_form(self, value: Any) -> Any:
-        memory = self._shared.memory
-        return self._codec.encode(value) if memory is not None and memory.isolate else value
+        return self._codec.encode(value) if self._isolated else value
 
     def _keep(
         self, key: str, value: Any, lifetime: float, *, cells: tuple[TagCell, ...] = (), load_time: float = 0.0
@@ -1275,7 +1322,8 @@ class Cache:
             self._put(key, self._near_form(received.value), received.fresh_for, extra, self._now())
 
     def _put(self, key: str, form: Any, lifetime: float, extra: _Extra | None, now: float) -> None:
-        assert self._space is not None  # noqa: S101 - for the type checker
+        if self._space is None or self._shared.closed:
+            return
         lifetime = min(lifetime, self._near_ttl)
         record = (form, now + lifetime, now if lifetime == FOREVER else lifetime, extra)
         self._space.put(key, record, now)
@@ -1292,21 +1340,19 @@ class Cache:
 
     # The far tier ---------------------------------------------------------------------------------------------------
 
-    async def _look(self, key: str) -> Seen | None:
-        """Read the far tier for a flight; ``None`` if it failed and the policy tolerates that."""
-        assert self._remote is not None  # noqa: S101 - for the type checker
-        try:
-            return await self._remote.read(key)
-        except BackendError as error:
-            self._tolerate("get_or_load", key, error)
+    def _remote_for(self, policy: Policy) -> Remote | None:
+        """Return the far tier under the deadline of ``policy``."""
+        shared, deadline = self._shared, policy.backend_timeout
+        if shared.backend is None:
             return None
-
-    async def _receive_or_miss(self, key: str, seen: Seen, type_: Any) -> _Received | None:
-        try:
-            return await self._receive(key, seen, type_)
-        except BackendError as error:  # on the way to the tags
-            self._tolerate("get_or_load", key, error)
-            return None
+        remote = self._remotes.get(deadline)
+        if remote is None:
+            if len(self._remotes) >= 16:  # noqa: PLR2004 - deadlines computed per call must not grow it for ever
+                self._remotes.clear()
+            remote = self._remotes[deadline] = Remote(
+                shared.backend, self._namespace, deadline=deadline, clock=shared.clock, breaker=shared.breaker
+            )
+        return remote
 
     async def _receive(self, key: str, seen: Seen, type_: Any, *, decode: bool = True) -> _Received | None:
         """Turn what a far read saw into a value, if it is one: readable, and with current tags."""
@@ -1352,11 +1398,10 @@ class Cache:
         payload: bytes,
         lifetime: float,
         tokens: Mapping[str, bytes],
-        *,
         load_time: float = 0.0,
-        stale_for: float | None = None,
+        policy: Policy | None = None,
     ) -> Envelope:
-        keep_for = lifetime + (self._policy.stale_for if stale_for is None else stale_for)
+        keep_for = lifetime + (policy or self._policy).stale_for
         tags = tuple(tokens.items())
         wall = self._clock.wall()
         return Envelope(new_token(), wall, lifetime, keep_for, load_time, self._codec.name, tags, payload)
@@ -1414,9 +1459,9 @@ class Cache:
             event = BackendFailed(namespace=self._namespace, key=key, operation=operation, error=error, raised=raised)
             self._emit(event)
 
-    def _tolerate(self, operation: str, key: str, error: BackendError) -> None:
+    def _tolerate(self, operation: str, key: str, error: BackendError, policy: Policy | None = None) -> None:
         """Count a failure of the far tier, and raise it if the policy says so.  Called while ``error`` is handled."""
-        raised = self._policy.on_backend_error == "raise"
+        raised = (policy or self._policy).on_backend_error == "raise"
         self._note_failure(operation, key, error, raised=raised)
         if raised:
             raise error
@@ -1441,18 +1486,18 @@ def cached(
     function: None = None,
     /,
     *,
-    ttl: Seconds | None = 300.0,
+    ttl: Ttl = DEFAULT,
     max_entries: int = 10_000,
-    key: str | Callable[P, str] | None = None,
+    key: str | Callable[..., str] | None = None,
     tags: Iterable[str] = (),
     ignore: Iterable[str] = (),
-    condition: Callable[[R], bool] | None = None,
-    negative_ttl: Seconds | None = None,
-    stale_while_revalidate: Seconds = 0.0,
-    stale_if_error: Seconds = 0.0,
+    condition: Callable[[Any], bool] | None = None,
+    negative_ttl: Seconds | Default | None = DEFAULT,
+    stale_while_revalidate: Seconds | Default = DEFAULT,
+    stale_if_error: Seconds | Default = DEFAULT,
     policy: Policy | None = None,
 ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
-    """Decorate a coroutine function with a memory-only cache of its own; see `Cache.cached`.
+    """Decorate a coroutine function with a memory-only cache of its own, of ``max_entries``; see `Cache.cached`.
 
     Raises:
         ConfigurationError: as for `Cache.cached`.
@@ -1460,18 +1505,27 @@ def cached(
     if function is not None:
         msg = "write @cached() with parentheses: the rules go there"
         raise ConfigurationError(msg)
-    base = policy or Policy(
-        ttl=ttl,
-        negative_ttl=negative_ttl,
-        stale_while_revalidate=stale_while_revalidate,
-        stale_if_error=stale_if_error,
-    )
 
     def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> CachedFunction[P, R]:
-        cache = Cache(memory=max_entries, policy=base)
-        return cache.cached(key=key, tags=tags, ignore=ignore, condition=condition)(function)
+        rules = Cache(memory=max_entries, policy=policy).cached(
+            ttl=ttl,
+            key=key,
+            tags=tags,
+            ignore=ignore,
+            condition=condition,
+            negative_ttl=negative_ttl,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
+        )
+        return rules(function)
 
     return decorate
+
+
+def _refuse_lease(policy: Policy) -> None:
+    if policy.lease:
+        msg = "lease=True needs a backend with the Lease capability, and none has it yet: leave lease out"
+        raise ConfigurationError(msg)
 
 
 class _Writing:
@@ -1512,16 +1566,21 @@ class _Writing:
             cache._note_failure(self._operation, key, error, raised=True)
 
 
+def _check_loader(loader: object) -> None:
+    if callable(loader):
+        return
+    if asyncio.iscoroutine(loader):
+        loader.close()
+    msg = f"the loader {loader!r} cannot be called: pass the coroutine function itself (or a lambda), not its result"
+    raise ConfigurationError(msg)
+
+
 def _nothing(_: str) -> None:
     """Be the touch of a cache without a near tier."""
 
 
 def _finite(lifetime: float) -> float | None:
     return None if lifetime == FOREVER else lifetime
-
-
-def _current(mark: Mark, cells: Iterable[TagCell]) -> bool:
-    return mark.intact and not any(cell.spoilt for cell in cells)
 
 
 def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:

@@ -170,7 +170,10 @@ class Stats:
 
     @property
     def hit_ratio(self) -> float:
-        """Hits as a share of hits and misses; 0.0 before the first question."""
+        """Hits as a share of hits and misses; 0.0 before the first question.
+
+        Callers who waited for somebody else's load (``coalesced``) are neither.
+        """
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
 

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 from uuid import UUID
 
 from .errors import ConfigurationError, InvalidKey
@@ -103,15 +103,15 @@ class Hooks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rules(Generic[P, R]):
+class Rules:
     """What the user said about one function."""
 
     policy: Policy
-    key: str | Callable[P, str] | None = None
+    key: str | Callable[..., str] | None = None
     tags: Iterable[str] = ()
     ignore: Iterable[str] = ()
     version: str | int | None = None
-    condition: Callable[[R], bool] | None = None
+    condition: Callable[[Any], bool] | None = None
     type: Any = None
 
 
@@ -120,7 +120,7 @@ def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
     return f"{function.__module__}.{function.__qualname__}{'' if version is None else f'@{version}'}"
 
 
-def build(function: Callable[P, Coroutine[Any, Any, R]], rules: Rules[P, R], hooks: Hooks) -> CachedFunction[P, R]:
+def build(function: Callable[P, Coroutine[Any, Any, R]], rules: Rules, hooks: Hooks) -> CachedFunction[P, R]:
     """Return the cached form of ``function``.
 
     Raises:
@@ -210,7 +210,7 @@ def _return_type(function: Any) -> Any:
 class _Binder:
     """Arguments to keys and tags, for one function."""
 
-    def __init__(self, function: Callable[..., Any], rules: Rules[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], rules: Rules) -> None:
         self.signature: Final = inspect.signature(function)
         self._owner: Final = f"{function.__module__}.{function.__qualname__}()"
         parameters = self.signature.parameters

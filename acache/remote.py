@@ -26,12 +26,14 @@ from .errors import (
 )
 from .keys import WireKeys
 
-__all__ = ["TOMBSTONE_TTL", "Breaker", "Remote", "Seen"]
+__all__ = ["FILL_WITHIN", "Breaker", "Remote", "Seen"]
 
 T = TypeVar("T")
 
 TOMBSTONE_TTL: Final = 60.0
-"""Seconds a delete is remembered; a load that ran longer does not fill."""
+"""Seconds a delete is remembered."""
+FILL_WITHIN: Final = 55.0
+"""Seconds from the look at the far tier to the fill; after that a tombstone may have come and gone."""
 TAG_TTL: Final = 30 * 86400.0
 """Seconds a tag's token is kept; losing one invalidates what is under it."""
 _ATTEMPTS: Final = 16
@@ -70,7 +72,7 @@ class Breaker:
         self._on_change: Final = on_change
         self._failures = 0
         self._openings = 0
-        self._closed_until = 0.0
+        self._open_until = 0.0
         self._last: BaseException | None = None
         self.state: State = "closed"
 
@@ -82,7 +84,7 @@ class Breaker:
         """
         if self.state == "closed":
             return
-        if self.state == "open" and self._clock.monotonic() >= self._closed_until:
+        if self.state == "open" and self._clock.monotonic() >= self._open_until:
             self._become("half-open")
             return
         msg = f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {self._last}"
@@ -103,7 +105,7 @@ class Breaker:
         if self.state == "half-open" or (self.state == "closed" and self._failures >= _FAILURES):
             pause = min(_LONGEST_BACKOFF, 2.0**self._openings) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
             self._openings += 1
-            self._closed_until = self._clock.monotonic() + pause
+            self._open_until = self._clock.monotonic() + pause
             self._become("open")
 
     def abandoned(self) -> None:

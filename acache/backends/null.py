@@ -19,6 +19,9 @@ class NullBackend:
         """Return ``False``: nothing was there."""
         return False
 
+    async def clear(self, prefix: str, /) -> None:
+        """Do nothing: nothing is there."""
+
     async def aclose(self) -> None:
         """Do nothing."""
 

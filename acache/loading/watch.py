@@ -33,13 +33,13 @@ class Watch:
     __slots__ = ("marks",)
 
     def __init__(self) -> None:
-        self.marks: Final[dict[str, list[Mark]]] = {}
+        self.marks: Final[dict[str, set[Mark]]] = {}
         """The open marks by key; empty when nothing is being read, loaded or written."""
 
     def open(self, key: str) -> Mark:
         """Note that a value of ``key`` is about to be fetched."""
         mark = Mark()
-        self.marks.setdefault(key, []).append(mark)
+        self.marks.setdefault(key, set()).add(mark)
         return mark
 
     def open_write(self, key: str) -> Mark:
@@ -48,18 +48,18 @@ class Watch:
         Of two writers at a time, nobody here knows whose value the far tier kept: neither may keep its own near.
         """
         mark = Mark(writer=True)
-        marks = self.marks.setdefault(key, [])
+        marks = self.marks.setdefault(key, set())
         for other in marks:
             other.intact = False
             if other.writer:
                 mark.intact = False
-        marks.append(mark)
+        marks.add(mark)
         return mark
 
     def close(self, key: str, mark: Mark) -> None:
         """Forget a mark; a writer's end breaks the marks that were opened while it was writing."""
         marks = self.marks[key]
-        marks.remove(mark)
+        marks.discard(mark)
         if mark.writer:
             for other in marks:
                 other.intact = False

@@ -1,0 +1,85 @@
+"""Memory of one entry beyond its payload: the growth of the resident set of a process of its own.
+
+Keys and values exist before the first reading, so what is counted is what the cache adds to them: tables, records,
+timers, copies, and what the allocator loses in between.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from contenders import Contender, contenders
+
+__all__ = ["memory_of"]
+
+
+def memory_of(contender: Contender, entries: int) -> dict[str, Any]:
+    """Fill one contender's cache in a new process."""
+    done = subprocess.run(
+        [sys.executable, __file__, contender.name, str(entries)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    growth: int = json.loads(done.stdout)
+    return {
+        "contender": contender.name,
+        "kind": contender.kind,
+        "entries": entries,
+        "bytes_per_entry": round(growth / entries, 1),
+    }
+
+
+def _resident() -> int:
+    gc.collect()
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    done = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    return int(done.stdout) * 1024
+
+
+async def _growth(contender: Contender, entries: int) -> int:
+    assert contender.fill is not None
+    keys: list[Any]
+    values: list[Any]
+    if contender.fill.how == "set":
+        keys = [f"user:{number}" for number in range(entries)]
+        values = [number + 1_000 for number in range(entries)]
+        warm_up = contender.fill.make(10, values)
+        await warm_up("warm", 1)
+    else:
+        keys = [number + 0 for number in range(entries)]
+        values = [f"user:{number}" for number in range(entries)]
+        warm_up = contender.fill.make(10, values)
+        await warm_up(0)
+    store = contender.fill.make(entries, values)
+    before = _resident()
+    if contender.fill.how == "set":
+        for key, value in zip(keys, values, strict=True):
+            await store(key, value)
+    else:
+        for key in keys:
+            await store(key)
+    return _resident() - before
+
+
+def _main() -> None:
+    name, entries = sys.argv[1:]
+    found, _ = contenders()
+    contender = next(contender for contender in found if contender.name == name)
+    print(asyncio.run(_growth(contender, int(entries))))
+
+
+if __name__ == "__main__":
+    _main()

@@ -1,0 +1,902 @@
+"""Law 2: after an invalidation has returned, a load that had begun before is never stored.
+
+The interleavings are forced: an operation is stopped at every await point it has (each call of the backend and of the
+loader, before and after its effect), the other operation runs to its end meanwhile, then the first is let go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from acache import BackendUnavailable, Cache, Policy
+from acache.events import FillRefused
+from acache.testing import FaultyBackend, Recorder
+
+if TYPE_CHECKING:
+    from tests.laws.conftest import Topology, When
+
+    MakeTopology = Callable[[str], Topology]
+    Settle = Callable[..., Awaitable[None]]
+
+MISS = "(a miss)"
+WHENS: Final[tuple[When, ...]] = ("before", "after")
+KEYS = itertools.count()
+
+# ------------------------------------------------------------------------------------- what can come between a load
+
+
+@dataclass
+class Scene:
+    """One key, one loading cache, and the source its loads read."""
+
+    topology: Topology
+    p: Cache
+    key: str
+    version: int = 0
+    """What the source holds; every invalidation is of a change of it."""
+    loads: int = 0
+
+    async def loader(self) -> str:
+        self.loads += 1
+        return str(await self.topology.tracer.load(lambda: f"loaded {self.version}"))
+
+    async def many(self, keys: Any) -> dict[str, str]:
+        value = await self.loader()
+        return dict.fromkeys(keys, value)
+
+
+Act = Callable[[Scene, Cache], Awaitable[Any]]
+
+
+async def load(scene: Scene, cache: Cache) -> Any:
+    return await cache.get_or_load(scene.key, scene.loader, tags=["tag", f"tag of {scene.key}"])
+
+
+async def refresh(scene: Scene, cache: Cache) -> Any:
+    return await cache.refresh(scene.key, scene.loader, tags=["tag", f"tag of {scene.key}"])
+
+
+async def load_many(scene: Scene, cache: Cache) -> Any:
+    keys = [scene.key, f"{scene.key}, another"]
+    return (await cache.load_many(keys, scene.many, tags=["tag", f"tag of {scene.key}"]))[scene.key]
+
+
+async def decorated(scene: Scene, cache: Cache) -> Any:
+    @cache.cached(key="{key}", tags=["tag", "tag of {key}"])
+    async def function(key: str) -> Any:
+        return await scene.loader()
+
+    return await function(scene.key)
+
+
+async def delete(scene: Scene, cache: Cache) -> Any:
+    return await cache.delete(scene.key)
+
+
+async def delete_many(scene: Scene, cache: Cache) -> Any:
+    return await cache.delete_many([scene.key, "something else"])
+
+
+async def invalidate_tags(scene: Scene, cache: Cache) -> Any:
+    return await cache.invalidate_tags(f"tag of {scene.key}", "another tag")
+
+
+async def clear(scene: Scene, cache: Cache) -> Any:
+    return await cache.clear()
+
+
+async def set_value(scene: Scene, cache: Cache) -> Any:
+    return await cache.set(scene.key, "written")
+
+
+async def set_tagged(scene: Scene, cache: Cache) -> Any:
+    return await cache.set(scene.key, "written", tags=["written tag"])
+
+
+async def set_many(scene: Scene, cache: Cache) -> Any:
+    return await cache.set_many({scene.key: "written", "something else": 1})
+
+
+async def incr(scene: Scene, cache: Cache) -> Any:
+    return await cache.incr(scene.key, 7)
+
+
+async def add(scene: Scene, cache: Cache) -> Any:
+    return await cache.add(scene.key, "written")
+
+
+LOADS = [load, refresh, load_many, decorated]
+REMOVALS = [delete, delete_many, invalidate_tags, clear]
+WRITES = [set_value, set_tagged, set_many]
+
+
+async def interleave(
+    scene: Scene, first: Act, point: tuple[int, When], second: Callable[[], Awaitable[Any]]
+) -> tuple[bool, Any]:
+    """Run ``first``, stop it at a point, run ``second`` to its end, let ``first`` go.
+
+    Returns whether there was such a point, and the result of ``first``.
+    """
+    scene.topology.tracer.restart()
+    stop = scene.topology.tracer.stop(*point)
+    task = asyncio.ensure_future(first(scene, scene.p))
+    reached = asyncio.create_task(stop.reached.wait())
+    await asyncio.wait([task, reached], return_when="FIRST_COMPLETED")
+    if not stop.reached.is_set():
+        reached.cancel()
+        scene.topology.tracer.restart()
+        return False, await task
+    await second()
+    stop.release()
+    return True, await task
+
+
+async def every_interleaving(
+    topology: Topology,
+    p: Cache,
+    q: Cache,
+    first: Act,
+    second: Act,
+    *,
+    warm: Act | None,
+    points: int = 0,
+) -> list[tuple[Scene, str, Any]]:
+    """Stop ``first`` at each of its points, each time on a new key; return the scenes to judge.
+
+    ``warm`` prepares each key; ``points`` is how many there must be at least.
+    """
+    judged: list[tuple[Scene, str, Any]] = []
+    for call in itertools.count():
+        for when in WHENS:
+            scene = Scene(topology, p, f"key {next(KEYS)}")
+            if warm is not None:
+                await warm(scene, p)
+            scene.loads = 0
+
+            async def change_and_invalidate(scene: Scene = scene) -> Any:
+                scene.version += 1
+                return await second(scene, q)
+
+            came, value = await interleave(scene, first, (call, when), change_and_invalidate)
+            if not came:
+                assert when == "before"
+                assert len(judged) >= points
+                return judged
+            where = f"{first.__name__} held {when} call {call} of {topology.tracer.calls}, {second.__name__} meanwhile"
+            judged.append((scene, where, value))
+    raise AssertionError
+
+
+async def see(cache: Cache, key: str) -> Any:
+    """Look at a key in all the ways there are, which must agree."""
+    peeked = cache.peek(key, MISS)
+    value = await cache.get(key, MISS)
+    assert peeked in (MISS, value)
+    assert (await cache.get_many([key])).get(key, MISS) == value
+    assert await cache.has(key) == (value != MISS)
+    entry = await cache.get_entry(key)
+    assert (MISS if entry is None else entry.value) == value
+    return value
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("warm", [None, delete], ids=["absent", "tombstone"])
+@pytest.mark.parametrize("loading", LOADS)
+async def test_a_removal_wins_over_a_load_that_began_before(
+    topology: Topology, loading: Act, removal: Act, warm: Act | None
+):
+    """At whichever await point of a load its key is removed, its value goes to its callers and is stored nowhere."""
+    p = topology.cache()
+    for scene, where, value in await every_interleaving(topology, p, p, loading, removal, warm=warm):
+        assert value in ("loaded 0", "loaded 1"), where
+        assert await see(p, scene.key) in (MISS, "loaded 1"), where
+        if topology.far:
+            assert await see(topology.witness(), scene.key) in (MISS, "loaded 1"), where
+        assert await p.get_or_load(scene.key, scene.loader) == "loaded 1", where
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+async def test_a_removal_wins_over_a_refresh(topology: Topology, removal: Act):
+    """At whichever await point of a refresh its key is removed, neither the old nor the reloaded value comes back."""
+    p = topology.cache()
+    for scene, where, value in await every_interleaving(topology, p, p, refresh, removal, warm=load):
+        assert value in ("loaded 0", "loaded 1"), where
+        assert await see(p, scene.key) in (MISS, "loaded 1"), where
+        if topology.far:
+            assert await see(topology.witness(), scene.key) in (MISS, "loaded 1"), where
+
+
+@pytest.mark.parametrize("write", WRITES)
+@pytest.mark.parametrize("warm", [None, delete], ids=["absent", "tombstone"])
+@pytest.mark.parametrize("loading", LOADS)
+async def test_a_write_wins_over_a_load_that_began_before(
+    topology: Topology, loading: Act, write: Act, warm: Act | None
+):
+    """At whichever await point of a load its key is set, what was set stays."""
+    p = topology.cache()
+    for scene, where, value in await every_interleaving(topology, p, p, loading, write, warm=warm):
+        assert value in ("loaded 0", "loaded 1", "written"), where
+        assert await see(p, scene.key) == "written", where
+        if topology.far:
+            assert await see(topology.witness(), scene.key) == "written", where
+
+
+@pytest.mark.parametrize("write", WRITES)
+async def test_a_write_wins_over_a_refresh(topology: Topology, write: Act):
+    """At whichever await point of a refresh its key is set, what was set stays."""
+    p = topology.cache()
+    for scene, where, _ in await every_interleaving(topology, p, p, refresh, write, warm=load):
+        assert await see(p, scene.key) == "written", where
+
+
+@pytest.mark.parametrize("loading", LOADS)
+async def test_an_add_or_a_counter_wins_over_a_load_that_began_before(topology: Topology, loading: Act):
+    """At whichever await point of a load a value is added or counted up, it stays if the caller was told it is there."""
+    p = topology.cache()
+    for second, expected in ((add, "written"), (incr, 7)):
+        results: list[Any] = []
+
+        async def note(scene: Scene, cache: Cache, second: Act = second, results: list[Any] = results) -> None:
+            try:
+                results.append(await second(scene, cache))
+            except Exception as error:  # noqa: BLE001  # a counter over a loaded text: refused
+                results.append(error)
+
+        note.__name__ = second.__name__
+        judged = await every_interleaving(topology, p, p, loading, note, warm=None)
+        assert len(judged) == len(results)
+        for (scene, where, _), result in zip(judged, results, strict=True):
+            if result is True or result == expected:
+                assert await see(p, scene.key) == expected, where
+            else:
+                assert str(await see(p, scene.key)).startswith("loaded"), where
+
+
+@pytest.mark.parametrize("second", [delete, delete_many, invalidate_tags, *WRITES, add, incr])
+@pytest.mark.parametrize("loading", LOADS)
+async def test_another_process_wins_over_a_load_that_began_before(far_topology: Topology, loading: Act, second: Act):
+    """At whichever await point of a load another process removes or writes its key, the load is stored nowhere."""
+    recorder = Recorder()
+    p, q = far_topology.cache(observers=(recorder,)), far_topology.cache()
+    results: list[Any] = []
+
+    async def note(scene: Scene, cache: Cache) -> None:
+        try:
+            results.append(await second(scene, cache))
+        except Exception as error:  # noqa: BLE001  # a counter over a loaded text: refused
+            results.append(error)
+
+    note.__name__ = second.__name__
+    judged = await every_interleaving(far_topology, p, q, loading, note, warm=None)
+    for (scene, where, value), result in zip(judged, results, strict=True):
+        far = await see(far_topology.witness(), scene.key)
+        if second in (add, incr) and (result is False or isinstance(result, Exception)):
+            assert far == value, where  # the load was there before it
+        elif second in (*WRITES, add):
+            assert far == "written", where
+        elif second is incr:
+            assert far == 7, where
+        else:
+            assert far in (MISS, "loaded 1"), where
+        if any(event.key == scene.key for event in recorder.of(FillRefused)):
+            assert p.peek(scene.key, MISS) in (MISS, far), where
+
+
+@pytest.mark.parametrize("loading", LOADS)
+@pytest.mark.parametrize("removal", REMOVALS)
+async def test_a_load_that_has_not_had_its_first_turn_is_a_load_that_began(
+    topology: Topology, loading: Act, removal: Act, settle: Settle
+):
+    """A removal in each of the first turns of a load wins over it."""
+    p = topology.cache()
+    for turns in range(8):
+        scene = Scene(topology, p, f"key {next(KEYS)}")
+        topology.tracer.restart()
+        task = asyncio.ensure_future(loading(scene, p))
+        await settle(turns)
+        scene.version += 1
+        await removal(scene, p)
+        await task
+        assert await see(p, scene.key) in (MISS, "loaded 1"), turns
+
+
+# ------------------------------------------------------------- a removal that is held up, and reads, loads around it
+
+
+@pytest.mark.parametrize("removal", [*REMOVALS, *WRITES])
+@pytest.mark.parametrize("reading", ["get", "get_many", "get_entry", "load", "load_many"])
+async def test_nothing_read_while_an_invalidation_is_under_way_stays(topology: Topology, removal: Act, reading: str):
+    """Whoever reads while a removal or a write is at one of its await points does not keep the old value."""
+    p = topology.cache()
+
+    async def read(scene: Scene) -> None:
+        if reading == "get":
+            await p.get(scene.key)
+        elif reading == "get_many":
+            await p.get_many([scene.key])
+        elif reading == "get_entry":
+            await p.get_entry(scene.key)
+        else:
+            await (load if reading == "load" else load_many)(scene, p)
+
+    async def read_it(scene: Scene, _: Cache) -> None:
+        await read(scene)
+
+    async def change_and_remove(scene: Scene, cache: Cache) -> None:
+        scene.version += 1  # the change that the invalidation is about
+        await removal(scene, cache)
+
+    read_it.__name__ = reading
+    change_and_remove.__name__ = removal.__name__
+    judged = await every_interleaving(topology, p, p, change_and_remove, read_it, warm=load)
+    for scene, where, _ in judged:
+        allowed = ("written",) if removal in WRITES else (MISS, "loaded 1", "loaded 2")
+        assert await see(p, scene.key) in allowed, where
+        if topology.far:
+            assert await see(topology.witness(), scene.key) in allowed, where
+
+
+@pytest.mark.parametrize("second", [*REMOVALS, *WRITES])
+@pytest.mark.parametrize("reading", ["get", "get_many", "get_entry", "has"])
+async def test_a_read_does_not_keep_what_was_invalidated_while_it_ran(
+    far_topology: Topology, reading: str, second: Act
+):
+    """A far value that was on its way while it was removed or overwritten does not enter the near tier."""
+    p, q = far_topology.cache(), far_topology.cache()
+
+    async def read(scene: Scene, cache: Cache) -> Any:
+        if reading == "get_many":
+            return await cache.get_many([scene.key, "nothing here"])
+        return await getattr(cache, reading)(scene.key)
+
+    async def by_q(scene: Scene, _: Cache) -> None:
+        await load(scene, q)  # p's near tier does not have it: the read is a far one
+
+    read.__name__ = reading
+    for scene, where, _ in await every_interleaving(far_topology, p, p, read, second, warm=by_q):
+        assert await see(p, scene.key) in (("written",) if second in WRITES else (MISS,)), where
+
+
+# --------------------------------------------------------------------------------------------- writers among themselves
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+@pytest.mark.parametrize("two_caches", [False, True])
+async def test_touch_does_not_bring_a_removed_value_back(topology: Topology, removal: Act, two_caches: bool):
+    """A touch that is under way while its key is removed leaves it removed."""
+    if two_caches and (not topology.far or removal is clear):
+        return
+    p = topology.cache()
+    q = topology.cache() if two_caches else p
+
+    async def touch(scene: Scene, cache: Cache) -> bool:
+        return await cache.touch(scene.key, ttl=1000)
+
+    for scene, where, _ in await every_interleaving(topology, p, q, touch, removal, warm=load):
+        assert await see(topology.witness() if two_caches else p, scene.key) == MISS, where
+
+
+@pytest.mark.parametrize("second", WRITES)
+@pytest.mark.parametrize("two_caches", [False, True])
+async def test_touch_does_not_undo_a_write(topology: Topology, second: Act, two_caches: bool):
+    """A touch that is under way while its key is overwritten leaves what was written."""
+    if two_caches and not topology.far:
+        return
+    p = topology.cache()
+    q = topology.cache() if two_caches else p
+
+    async def touch(scene: Scene, cache: Cache) -> bool:
+        return await cache.touch(scene.key, ttl=1000)
+
+    for scene, where, _ in await every_interleaving(topology, p, q, touch, second, warm=load):
+        assert await see(topology.witness() if two_caches else p, scene.key) == "written", where
+
+
+@pytest.mark.parametrize("start", ["counter", "value", "absent", "tombstone"])
+@pytest.mark.parametrize("two_caches", [False, True])
+async def test_a_counter_that_is_deleted_while_it_counts_starts_again_or_is_gone(
+    topology: Topology, start: str, two_caches: bool
+):
+    """An ``incr`` around a ``delete`` came before it, and is gone, or after it, and began at zero."""
+    if two_caches and not topology.far:
+        return
+    p = topology.cache()
+    q = topology.cache() if two_caches else p
+    before = {"counter": 100, "value": 100, "absent": 0, "tombstone": 0}[start]
+
+    async def warm(scene: Scene, cache: Cache) -> None:
+        if start == "counter":
+            await cache.incr(scene.key, 100)
+        elif start == "value":
+            await cache.set(scene.key, 100)
+        elif start == "tombstone":
+            await cache.delete(scene.key)
+
+    for scene, where, counted in await every_interleaving(topology, p, q, incr, delete, warm=warm):
+        after = await see(topology.witness() if two_caches else p, scene.key)
+        assert (counted, after) in ((before + 7, MISS), (7, 7)), where
+
+
+@pytest.mark.parametrize("start", ["counter", "value", "absent", "tombstone"])
+@pytest.mark.parametrize("two_caches", [False, True])
+async def test_no_count_is_lost(topology: Topology, start: str, two_caches: bool):
+    """Two callers who count at a time are both counted, whatever stood under the key before."""
+    if two_caches and not topology.far:
+        return
+    p = topology.cache()
+    q = topology.cache() if two_caches else p
+
+    async def warm(scene: Scene, cache: Cache) -> None:
+        if start == "counter":
+            await cache.incr(scene.key, 100)
+        elif start == "value":
+            await cache.set(scene.key, 100)
+        elif start == "tombstone":
+            await cache.delete(scene.key)
+
+    total = (100 if start in ("counter", "value") else 0) + 14
+    for scene, where, counted in await every_interleaving(topology, p, q, incr, incr, warm=warm):
+        assert counted in (total, total - 7), where
+        assert await see(topology.witness() if two_caches else p, scene.key) == total, where
+
+
+@pytest.mark.parametrize("start", ["absent", "tombstone"])
+@pytest.mark.parametrize("two_caches", [False, True])
+async def test_of_two_who_add_one_is_told_that_he_did(topology: Topology, start: str, two_caches: bool):
+    """Of two ``add`` at a time exactly one gets ``True``, and it is his value that stands there."""
+    if two_caches and not topology.far:
+        return
+    p = topology.cache()
+    q = topology.cache() if two_caches else p
+    results: list[bool] = []
+
+    async def add_first(scene: Scene, cache: Cache) -> bool:
+        return await cache.add(scene.key, "first")
+
+    async def add_second(scene: Scene, cache: Cache) -> None:
+        results.append(await cache.add(scene.key, "second"))
+
+    warm = delete if start == "tombstone" else None
+    judged = await every_interleaving(topology, p, q, add_first, add_second, warm=warm)
+    for (scene, where, first), second in zip(judged, results, strict=True):
+        assert first != second, where
+        winner = "first" if first else "second"
+        assert await see(topology.witness() if two_caches else p, scene.key) == winner, where
+
+
+@pytest.mark.parametrize("first", [*WRITES, add])
+@pytest.mark.parametrize("second", [delete, delete_many, *WRITES])
+async def test_near_and_far_agree_after_two_writers(topology: Topology, first: Act, second: Act):
+    """Whoever of two writers at a time came last, the near tier does not remember the other."""
+    p = topology.cache()
+
+    async def other(scene: Scene, cache: Cache) -> Any:
+        if second in WRITES:
+            return await cache.set(scene.key, "other")
+        return await second(scene, cache)
+
+    other.__name__ = second.__name__
+    for scene, where, _ in await every_interleaving(topology, p, p, first, other, warm=load):
+        value = await see(p, scene.key)
+        assert value in ("written", "other", MISS), where
+        if topology.far:
+            assert await see(topology.witness(), scene.key) == value, where
+
+
+# ------------------------------------------------------------------------------------------- the protocol's interleavings
+
+
+@dataclass
+class Pair:
+    """Two processes over one far tier; ``p`` loads, and the test decides when its loader returns."""
+
+    topology: Topology
+    recorder: Recorder = field(default_factory=Recorder)
+    policy: Policy = field(default_factory=lambda: Policy(backend_timeout=30))
+
+    def __post_init__(self) -> None:
+        self.p = self.topology.cache(observers=(self.recorder,), policy=self.policy)
+        self.q = self.topology.cache()
+        self.began = asyncio.Event()
+        self.finish = asyncio.Event()
+
+    async def loader(self) -> str:
+        self.began.set()
+        await self.finish.wait()
+        return "loaded"
+
+    async def start(self) -> asyncio.Task[str]:
+        task = asyncio.create_task(self.p.get_or_load("k", self.loader))
+        await self.began.wait()
+        return task
+
+    async def end(self, task: asyncio.Task[str]) -> str:
+        self.finish.set()
+        return await task
+
+    async def refused(self, task: asyncio.Task[str], left: Any) -> None:
+        """See that the load's value goes to its caller only, and that the refusal is counted."""
+        assert await self.end(task) == "loaded"
+        assert self.p.peek("k", MISS) == MISS
+        assert await self.p.get("k", MISS) == left
+        assert await self.topology.witness().get("k", MISS) == left
+        assert len(self.recorder.of(FillRefused)) == 1
+        assert self.p.stats().fills_refused == 1
+
+
+async def test_interleaving_1_nothing_then_deleted_differs_from_nothing(far_topology: Topology):
+    """p reads ABSENT and loads, q deletes: p's fill is refused."""
+    pair = Pair(far_topology)
+    task = await pair.start()
+    assert not await pair.q.delete("k")
+    await pair.refused(task, MISS)
+
+
+async def test_interleaving_2_a_tombstone_is_not_another_tombstone(far_topology: Topology):
+    """p reads a tombstone and loads, q deletes again: p's fill is refused."""
+    pair = Pair(far_topology)
+    await pair.q.delete("k")
+    task = await pair.start()
+    await pair.q.delete("k")
+    await pair.refused(task, MISS)
+
+
+async def test_interleaving_2b_a_load_over_a_tombstone_that_stays_is_stored(far_topology: Topology):
+    """p reads a tombstone and loads, nobody interferes: p's fill is stored."""
+    pair = Pair(far_topology)
+    await pair.q.delete("k")
+    task = await pair.start()
+    assert await pair.end(task) == "loaded"
+    assert await pair.q.get("k") == "loaded"
+    assert pair.p.stats().fills_refused == 0
+
+
+async def test_interleaving_3_a_stale_value_that_expires_during_its_refresh_is_replaced(far_topology: Topology):
+    """p reads a stale value and refreshes, the stale value expires: p's fill is stored."""
+    pair = Pair(far_topology, policy=Policy(ttl=10, stale_if_error=100, backend_timeout=30))
+    await pair.p.set("k", "old", ttl=10)
+    far_topology.clock.advance(11)
+    task = await pair.start()
+    await far_topology.vanish("k")
+    assert await pair.end(task) == "loaded"
+    assert await pair.q.get("k", MISS) == "loaded"
+    assert pair.p.stats().fills_refused == 0
+
+
+async def test_interleaving_3b_a_stale_value_that_is_deleted_during_its_refresh_stays_deleted(far_topology: Topology):
+    """p reads a stale value and refreshes, q deletes it: p's fill is refused."""
+    pair = Pair(far_topology, policy=Policy(ttl=10, stale_if_error=100, backend_timeout=30))
+    await pair.p.set("k", "old", ttl=10)
+    far_topology.clock.advance(11)
+    task = await pair.start()
+    await pair.q.delete("k")
+    await pair.refused(task, MISS)
+
+
+async def test_interleaving_4_the_first_of_two_fills_stands(far_topology: Topology):
+    """p and q both read ABSENT and load, q fills first: q's value stands."""
+    pair = Pair(far_topology)
+    task = await pair.start()
+
+    async def faster() -> str:
+        return "faster"
+
+    assert await pair.q.get_or_load("k", faster) == "faster"
+    await pair.refused(task, "faster")
+
+
+async def test_interleaving_5_set_and_deleted_differs_from_nothing(far_topology: Topology):
+    """p loads, q sets and deletes: p's fill is refused."""
+    pair = Pair(far_topology)
+    task = await pair.start()
+    await pair.q.set("k", "set")
+    assert await pair.q.delete("k")
+    await pair.refused(task, MISS)
+
+
+async def test_interleaving_6_a_fill_of_unknown_outcome_is_taken_as_not_stored(far_topology: Topology):
+    """p's connection is lost after the fill was sent: its caller gets the value, its near tier does not keep it."""
+    pair = Pair(far_topology)
+    task = await pair.start()
+    calls = len(far_topology.tracer.calls)
+    stop = far_topology.tracer.stop(calls, "after", error=BackendUnavailable("lost on the way"))
+    stop.release()
+    assert await pair.end(task) == "loaded"
+    assert len(far_topology.tracer.calls) == calls + 1
+    assert pair.p.peek("k", MISS) == MISS
+    assert pair.p.stats().backend_errors == 1
+
+
+async def test_interleaving_7_a_deletion_here_refuses_without_asking_the_server(topology: Topology):
+    """p deletes during its own load: the fill is refused before the server is asked."""
+    pair = Pair(topology)
+    task = await pair.start()
+    await pair.p.delete("k")
+    topology.tracer.restart()
+    assert await pair.end(task) == "loaded"
+    assert topology.tracer.calls == []
+    assert await pair.p.get("k", MISS) == MISS
+    assert pair.p.stats().fills_refused == 1
+
+
+async def test_a_load_longer_than_a_tombstone_lives_is_not_stored(far_topology: Topology):
+    """p's load outlives the tombstone that q left, so that ABSENT proves nothing: p does not fill."""
+    pair = Pair(far_topology)
+    task = await pair.start()
+    await pair.q.delete("k")
+    far_topology.clock.advance(61)
+    await far_topology.vanish("k")
+    assert await pair.end(task) == "loaded"
+    assert await pair.p.get("k", MISS) == MISS
+    assert await far_topology.witness().get("k", MISS) == MISS
+
+
+async def test_a_newcomer_after_an_invalidation_gets_a_new_load(topology: Topology):
+    """Who asks after the invalidation has returned does not join the load that began before it."""
+    for number, second in enumerate((delete, delete_many, invalidate_tags, clear)):
+        p = topology.cache()
+        scene = Scene(topology, p, f"key {number}")
+        began, finish = asyncio.Event(), asyncio.Event()
+
+        async def old(began: asyncio.Event = began, finish: asyncio.Event = finish) -> str:
+            began.set()
+            await finish.wait()
+            return "loaded before"
+
+        tags = [f"tag of {scene.key}"]
+        first = asyncio.create_task(p.get_or_load(scene.key, old, tags=tags))
+        await began.wait()
+        await second(scene, p)
+
+        async def new() -> str:
+            return "loaded after"
+
+        assert await p.get_or_load(scene.key, new, tags=tags) == "loaded after", second.__name__
+        finish.set()
+        assert await first == "loaded before"
+        assert await see(p, scene.key) == "loaded after", second.__name__
+
+
+async def test_a_background_refresh_loses_against_an_invalidation(topology: Topology, until: Any, settle: Settle):
+    """A refresh behind a stale answer is a load like any other: an invalidation during it wins."""
+    for second, expected in ((delete, MISS), (invalidate_tags, MISS), (clear, MISS), (set_value, "written")):
+        p = topology.cache(policy=Policy(ttl=10, stale_while_revalidate=100, backend_timeout=30))
+        scene = Scene(topology, p, f"key {next(KEYS)}")
+        tags = [f"tag of {scene.key}"]
+        await p.set(scene.key, "stale", tags=tags)
+        topology.clock.advance(11)
+        began, finish = asyncio.Event(), asyncio.Event()
+
+        async def reload(began: asyncio.Event = began, finish: asyncio.Event = finish) -> str:
+            began.set()
+            await finish.wait()
+            return "reloaded"
+
+        assert await p.get_or_load(scene.key, reload, tags=tags) == "stale"
+        await began.wait()
+        await second(scene, p)
+        finish.set()
+        await until(lambda p=p: p.stats().fills_refused == 1)
+        await settle()
+        assert await see(p, scene.key) == expected, second.__name__
+
+
+@pytest.mark.parametrize("operation", ["delete", "invalidate_tags", "clear"])
+async def test_a_removal_that_the_far_tier_did_not_confirm_is_loud_and_drops_the_near_copy(operation: str):
+    """A removal that fails raises, and the near copy is gone all the same."""
+    backend = FaultyBackend()
+    async with Cache(backend, namespace="n") as cache:
+        await cache.set("k", "old", tags=["tag"])
+        assert cache.peek("k") == "old"
+        backend.fail()
+        with pytest.raises(BackendUnavailable):
+            await {
+                "delete": lambda: cache.delete("k"),
+                "invalidate_tags": lambda: cache.invalidate_tags("tag"),
+                "clear": lambda: cache.clear(),
+            }[operation]()
+        assert cache.peek("k") is None
+
+
+async def test_a_set_that_failed_does_not_leave_a_near_copy(settle: Settle):
+    """A set that the far tier did not take leaves neither the old nor the new value in the near tier."""
+    backend = FaultyBackend()
+    async with Cache(backend, namespace="n") as cache:
+        await cache.set("k", "old")
+        backend.fail()
+        await cache.set("k", "new")
+        assert cache.peek("k", MISS) in (MISS, "new")
+        assert cache.peek("k", MISS) != "old"
+
+
+async def test_a_removal_that_is_cancelled_on_the_way_does_not_leave_the_near_copy(far_topology: Topology):
+    """Whoever cancels a delete at whichever point does not go on reading the value from the near tier if it is gone."""
+    p = far_topology.cache()
+    for call, when in itertools.product(range(4), WHENS):
+        await p.set("k", "old")
+        far_topology.tracer.restart()
+        stop = far_topology.tracer.stop(call, when)
+        task = asyncio.create_task(p.delete("k"))
+        reached = asyncio.create_task(stop.reached.wait())
+        await asyncio.wait([task, reached], return_when="FIRST_COMPLETED")
+        reached.cancel()
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        far_topology.tracer.restart()
+        far = await far_topology.witness().get("k", MISS)
+        assert p.peek("k", MISS) in (MISS, far), (call, when)
+
+
+# ----------------------------------------------------------------------------------------------- generated schedules
+
+
+@dataclass
+class Done:
+    """What an operation did, and when it began and ended, counted in steps of the schedule."""
+
+    what: str
+    began: int
+    ended: int
+    value: str = ""
+
+
+class Schedule:
+    """Runs operations of one key, each stopped at every point, and lets them go in the order it is told to."""
+
+    def __init__(self, topology: Topology, caches: list[Cache]) -> None:
+        self.topology = topology
+        self.caches = caches
+        self.now = 0
+        self.parked: list[tuple[str, asyncio.Event]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.history: list[Done] = []
+        self.born: dict[str, Done] = {}
+        """Every value there ever was, with the time in which it came to be."""
+        self.numbers = itertools.count()
+        topology.tracer.everywhere = self.park
+
+    def tick(self) -> int:
+        self.now += 1
+        return self.now
+
+    async def park(self, name: str, when: str) -> None:
+        gate = asyncio.Event()
+        self.parked.append((f"{when} {name}", gate))
+        await gate.wait()
+
+    async def quiet(self) -> None:
+        """Wait until everybody is parked, done, or waits for one who is parked."""
+        still = 0
+        while still < 15:
+            await asyncio.sleep(0)
+            still = 0 if self.topology.tracer.under_way else still + 1
+
+    async def loader(self) -> str:
+        began = self.tick()
+        value = f"load {next(self.numbers)}"
+        self.born[value] = done = Done("load", began, 1 << 60, value)
+        await self.topology.tracer.load(value)
+        done.ended = self.tick()
+        return value
+
+    async def act(self, what: str, cache: Cache) -> None:
+        began = self.tick()
+        value = ""
+        if what == "delete":
+            await cache.delete("k")
+        elif what == "tags":
+            await cache.invalidate_tags("t")
+        elif what == "clear":
+            await cache.clear()
+        elif what == "set":
+            value = f"set {next(self.numbers)}"
+            self.born[value] = done = Done("set", began, 1 << 60, value)
+            await cache.set("k", value, tags=["t"])
+            done.ended = self.tick()
+        elif what == "load":
+            value = await cache.get_or_load("k", self.loader, tags=["t"])
+        elif what == "refresh":
+            value = await cache.refresh("k", self.loader, tags=["t"])
+        elif what == "many":
+            value = (await cache.load_many(["k"], self.many, tags=["t"]))["k"]
+        elif what == "get":
+            value = await cache.get("k", MISS)
+        self.history.append(Done(what, began, self.tick(), value))
+
+    async def many(self, keys: Any) -> dict[str, str]:
+        return {"k": await self.loader()}
+
+    async def run(self, steps: list[tuple[str, int, int]]) -> None:
+        for what, cache, choice in steps:
+            if what == "go":
+                if self.parked:
+                    _, gate = self.parked.pop(choice % len(self.parked))
+                    gate.set()
+            else:
+                self.tasks.append(asyncio.create_task(self.act(what, self.caches[cache % len(self.caches)])))
+            await self.quiet()
+        while self.parked:
+            self.parked.pop(0)[1].set()
+            await self.quiet()
+        await asyncio.gather(*self.tasks)
+        self.topology.tracer.everywhere = None
+        for cache in [*self.caches]:
+            await self.act("get", cache)
+            await self.act("load", cache)
+
+    def judge(self) -> None:
+        """No read that began after an invalidation had returned got a value that had come to be before it began."""
+        for read in self.history:
+            if read.what not in ("get", "load", "refresh", "many") or read.value == MISS:
+                continue
+            born = self.born[read.value]
+            for other in self.history:
+                if other.what in ("delete", "tags", "clear", "set") and other.ended < read.began:
+                    # A load counts from its beginning, a set from its return: before that it may come after `other`.
+                    old = born.began if born.what == "load" else born.ended
+                    assert not (old < other.began and other.value != read.value), f"{read} after {other}: {born}"
+
+
+STEP = st.tuples(
+    st.sampled_from(["go", "go", "go", "go", "delete", "set", "load", "load", "get", "tags", "refresh", "many"]),
+    st.integers(0, 1),
+    st.integers(0, 7),
+)
+
+
+def run_schedule(topology: Topology, steps: list[tuple[str, int, int]], *, processes: int, near: bool | None) -> None:
+    async def main() -> None:
+        async with topology:
+            caches = [topology.cache(near=near) for _ in range(processes)]
+            schedule = Schedule(topology, caches)
+            async with asyncio.timeout(30):
+                await schedule.run(steps)
+            schedule.judge()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("kind", ["memory", "near+backend", "backend", "redis", "near+redis"])
+def test_no_schedule_in_one_process_loses_an_invalidation(kind: str, make_topology: MakeTopology):
+    """Whatever the order in which deletions, writes and loads of one process take their steps, none is lost."""
+
+    @settings(
+        max_examples=25 if "redis" in kind else 120,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
+    @given(st.lists(STEP, min_size=4, max_size=24))
+    def check(steps: list[tuple[str, int, int]]) -> None:
+        run_schedule(make_topology(kind), steps, processes=1, near=None)
+
+    check()
+
+
+@pytest.mark.parametrize("kind", ["backend", "redis"])
+def test_no_schedule_of_two_processes_loses_an_invalidation(kind: str, make_topology: MakeTopology):
+    """Whatever the order in which two processes over one guarded far tier take their steps, none is lost."""
+
+    @settings(
+        max_examples=25 if "redis" in kind else 120,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        derandomize=True,
+        database=None,
+    )
+    @given(st.lists(STEP, min_size=4, max_size=24))
+    def check(steps: list[tuple[str, int, int]]) -> None:
+        run_schedule(make_topology(kind), steps, processes=2, near=False)
+
+    check()
