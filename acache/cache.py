@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar, ca
 
 from .backends.base import Backend, Version
 from .backends.urls import open_backend
-from .clock import FOREVER, Clock, Seconds, SystemClock, ttl_seconds
+from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
 from .codecs import Codec, Msgpack
 from .coherence import TagCell, Tags
 from .entry import Entry, Envelope, new_token
@@ -69,6 +69,7 @@ NEAR_TTL: Final = 5.0
 """Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
 unseen.  ``Memory(ttl=...)`` sets another."""
 _BACKOFFS: Final = 1000
+_LONGEST_TAG: Final = 1000
 _MISS: Final[Any] = object()
 _UNKNOWN: Final[Any] = object()
 
@@ -204,7 +205,7 @@ class Cache:
         clock: Clock | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
-        if backend is not None and not isinstance(backend, Backend):
+        if backend is not None and (isinstance(backend, type) or not isinstance(backend, Backend)):
             msg = f"backend={backend!r} has no get, set, delete and aclose; Cache.from_url() opens a URL"
             raise ConfigurationError(msg)
         if backend is None and memory is None:
@@ -212,11 +213,11 @@ class Cache:
             raise ConfigurationError(msg)
         if isinstance(memory, int):
             memory = Memory(max_entries=memory)
-        if memory is not None:
-            memory.claim()
-            if observers:
-                memory.on_removed = self._removed
-        clock = clock or SystemClock()
+        policy, codec, clock = policy or Policy(), codec or Msgpack(), clock or SystemClock()
+        _check_parts(memory=memory, policy=policy, codec=codec, clock=clock)
+        if not isinstance(observers, (list, tuple)) or not all(callable(observer) for observer in observers):
+            msg = f"observers={observers!r}: pass a list of functions that take an event"
+            raise ConfigurationError(msg)
         shared = _Shared(
             backend=backend,
             memory=memory,
@@ -227,7 +228,14 @@ class Cache:
             scopes={},
             functions=set(),
         )
-        self._set_up(shared, check_namespace(namespace), codec or Msgpack(), policy or Policy())
+        if memory is not None:
+            # Nothing of the near tier is touched before everything else is known to be right.
+            check_namespace(namespace)
+            _refuse_lease(policy)
+            memory.claim()
+            if observers:
+                memory.on_removed = self._removed
+        self._set_up(shared, check_namespace(namespace), codec, policy)
 
     def _set_up(self, shared: _Shared, namespace: str, codec: Codec, policy: Policy) -> None:
         _refuse_lease(policy)
@@ -284,13 +292,10 @@ class Cache:
 
     def view(self, *, namespace: str | None = None, policy: Policy | None = None, codec: Codec | None = None) -> Cache:
         """Return a second facade over the same tiers; what is left out stays as it is here."""
+        policy, codec = policy or self._policy, codec or self._codec
+        _check_parts(policy=policy, codec=codec)
         view = object.__new__(Cache)
-        view._set_up(
-            self._shared,
-            self._namespace if namespace is None else check_namespace(namespace),
-            codec or self._codec,
-            policy or self._policy,
-        )
+        view._set_up(self._shared, self._namespace if namespace is None else check_namespace(namespace), codec, policy)
         return view
 
     def __repr__(self) -> str:
@@ -651,9 +656,10 @@ class Cache:
             check_key(key)
         if self._remote is None:
             cells = self._scope.tags.cells(names)
-            for key, value in items.items():
+            extra, now = _Extra(cells, 0.0) if cells else None, self._now()
+            for key, form in [(key, self._near_form(value)) for key, value in items.items()]:
                 self._forget(key)
-                self._keep(key, value, lifetime, cells=cells)
+                self._put(key, form, lifetime, extra, now)
         else:
             await self._write(items, lifetime, names, "set_many")
         if self._observers:
@@ -693,9 +699,7 @@ class Cache:
         """
         self._check_open()
         check_key(key)
-        if not isinstance(delta, int) or isinstance(delta, bool):
-            msg = f"delta={delta!r}: counters count in whole numbers"
-            raise ConfigurationError(msg)
+        _check_delta(delta)
         lifetime = self._lifetime(ttl)
         if self._remote is not None:
             async with _Writing(self, "incr", (key,)):
@@ -714,6 +718,7 @@ class Cache:
 
     async def decr(self, key: str, delta: int = 1, *, ttl: Ttl = DEFAULT) -> int:
         """Subtract; see `incr`."""
+        _check_delta(delta)
         return await self.incr(key, -delta, ttl=ttl)
 
     # Removing -------------------------------------------------------------------------------------------------------
@@ -897,7 +902,7 @@ class Cache:
         _check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = _tag_names(tags)
-        wanted = list(dict.fromkeys(_several(keys, "keys")))
+        wanted = [check_key(key) for key in dict.fromkeys(_several(keys, "keys"))]
         values: dict[str, T] = await self.get_many(wanted, type=type)
         missing = [key for key in wanted if key not in values]
         if not missing:
@@ -1175,6 +1180,10 @@ class Cache:
         if ttl is DEFAULT and swr is DEFAULT and sie is DEFAULT:
             plan = base
         else:
+            if ttl is not DEFAULT and ttl is not None:
+                ttl = ttl_seconds(ttl)
+            swr = swr if swr is DEFAULT else seconds(swr, "stale_while_revalidate")
+            sie = sie if sie is DEFAULT else seconds(sie, "stale_if_error")
             plan = self._plans.get((base, ttl, swr, sie)) or self._make_plan(base, ttl, swr, sie)
         if plan is not self._policy and self._shared.memory is not None:
             self._shared.memory.keep_stale = max(self._shared.memory.keep_stale, plan.stale_for)
@@ -1522,6 +1531,22 @@ def cached(
     return decorate
 
 
+_PARTS: Final[dict[str, tuple[type, str]]] = {
+    "memory": (Memory, "a Memory, a number of entries, or None"),
+    "policy": (Policy, "a Policy, as in Policy(ttl=60)"),
+    "codec": (Codec, "an object with name, encode and decode, such as Msgpack()"),
+    "clock": (Clock, "an object with wall, monotonic and call_later, such as SystemClock()"),
+}
+
+
+def _check_parts(**parts: Any) -> None:
+    for name, part in parts.items():
+        kind, words = _PARTS[name]
+        if part is not None and (isinstance(part, type) or not isinstance(part, kind)):
+            msg = f"{name}={part!r}: pass {words}"
+            raise ConfigurationError(msg)
+
+
 def _refuse_lease(policy: Policy) -> None:
     if policy.lease:
         msg = "lease=True needs a backend with the Lease capability, and none has it yet: leave lease out"
@@ -1591,6 +1616,12 @@ def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:
     return bool(policy.early_refresh) and -load_time * policy.early_refresh * log(1.0 - random()) >= left  # noqa: S311
 
 
+def _check_delta(delta: object) -> None:
+    if not isinstance(delta, int) or isinstance(delta, bool):
+        msg = f"delta={delta!r}: counters count in whole numbers"
+        raise ConfigurationError(msg)
+
+
 def _several(values: Iterable[str], name: str) -> Iterable[str]:
     if isinstance(values, str):
         msg = f"{name}={values!r}: pass several, as in [{values!r}]; a str would be read letter by letter"
@@ -1603,9 +1634,14 @@ def _tag_names(tags: Iterable[str]) -> tuple[str, ...]:
     if isinstance(tags, str):
         msg = f"tags={tags!r}: pass several, as in [{tags!r}]; a str would be read letter by letter"
         raise ConfigurationError(msg)
-    names = tuple(dict.fromkeys(tags))
+    names = tuple(tags)
     for name in names:
-        if not isinstance(name, str) or not name or len(name.encode(errors="replace")) > 1000:  # noqa: PLR2004
-            msg = f"tags={names!r}: a tag is a non-empty str of at most 1000 bytes"
+        if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= _LONGEST_TAG or _broken(name):
+            msg = f"tags={names!r}: a tag is a non-empty str of Unicode text, of at most {_LONGEST_TAG} bytes"
             raise ConfigurationError(msg)
-    return names
+    return tuple(dict.fromkeys(names))
+
+
+def _broken(text: str) -> bool:
+    """Tell whether text holds lone surrogates, which have no UTF-8."""
+    return not text.isascii() and any("\ud800" <= char <= "\udfff" for char in text)

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from .errors import ConfigurationError
 
@@ -20,6 +20,8 @@ Seconds: TypeAlias = float | timedelta
 """A length of time as people write it: seconds as ``int`` or ``float``, or a ``timedelta``."""
 
 FOREVER: Final = math.inf
+_ENDLESS: Final = 1e18
+"""Beyond this a float of seconds cannot even tell years apart."""
 
 
 class Timer(Protocol):
@@ -30,6 +32,7 @@ class Timer(Protocol):
         ...
 
 
+@runtime_checkable
 class Clock(Protocol):
     """What acache asks of time.  Tests pass `acache.testing.FakeClock`."""
 
@@ -69,7 +72,7 @@ def seconds(value: object, name: str, *, zero: bool = True) -> float:
     if isinstance(value, timedelta):
         number = value.total_seconds()
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
-        number = float(value)
+        number = float(value) if abs(value) < _ENDLESS else math.inf
     else:
         msg = f"{name}={value!r}: pass seconds as a number or a timedelta"
         raise ConfigurationError(msg)
@@ -88,8 +91,8 @@ def ttl_seconds(value: object, name: str = "ttl") -> float:
         return value
     if value is None:
         return FOREVER
-    if not isinstance(value, timedelta) and value in (0, math.inf):
-        remedy = "ttl=None never expires; delete() removes" if value == 0 else "ttl=None never expires"
-        msg = f"{name}={value!r}: must be a finite number of seconds above zero ({remedy})"
-        raise ConfigurationError(msg)
-    return seconds(value, name, zero=False)
+    try:
+        return seconds(value, name, zero=False)
+    except ConfigurationError as error:
+        msg = f"{error} (ttl=None never expires; delete() removes)"
+        raise ConfigurationError(msg) from None

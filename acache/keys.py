@@ -242,6 +242,12 @@ class Template:
         self.text: Final = text
         self._parts: Final[list[Callable[[Mapping[str, Any]], str]]] = []
         self.names: Final[set[str]] = set()
+        if not text.isascii():
+            try:
+                check_key(text)
+            except InvalidKey as error:
+                msg = f"{owner}: key={text!r}: {error}"
+                raise ConfigurationError(msg) from error
         try:
             pieces = list(string.Formatter().parse(text))
         except ValueError as error:

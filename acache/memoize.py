@@ -139,11 +139,12 @@ def build(function: Callable[P, Coroutine[Any, Any, R]], rules: Rules, hooks: Ho
     async def load(name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
         key = binder.key_of(arguments, call)
         value = await hooks.resolve(make_load(key, arguments, call))
-        if space is not None and all(type(argument) in _EXACT for argument in binder.key_values(arguments)):
-            record = space.records.get(key)
-            if record is not None and record[3] is None:
-                shortcuts[name] = (record[0], record[1], key, *binder.key_values(arguments))
-                space.link(key, shortcuts, name)
+        if space is not None:
+            values = binder.key_values(arguments)
+            if all(type(argument) in _EXACT for argument in values) and name not in shortcuts:
+                stored = space.records.get(key)
+                if stored is not None and stored[3] is None:
+                    space.link(key, shortcuts, name, (stored[0], stored[1], key, *values))
         return value
 
     wrapper: Any = _compile(function, binder, load, shortcuts if binder.simple else None, hooks)
@@ -244,7 +245,14 @@ class _Binder:
         if isinstance(rules.tags, str):
             msg = f"{self._owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
             raise ConfigurationError(msg)
+        for tag in rules.tags:
+            if not isinstance(tag, str) or not tag:
+                msg = f"{self._owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
+                raise ConfigurationError(msg)
         self.tag_templates: Final = [Template(tag, annotations, self._owner) for tag in rules.tags]
+        if rules.condition is not None and not callable(rules.condition):
+            msg = f"{self._owner}: condition={rules.condition!r}: pass a function of the result"
+            raise ConfigurationError(msg)
         self._version: Final = "" if rules.version is None else f"@{rules.version}"
 
     def key_values(self, arguments: Mapping[str, Any]) -> list[Any]:
@@ -256,7 +264,7 @@ class _Binder:
         if self._template is not None:
             return check_key(self._template(arguments) + self._version)
         if self._made is not None:
-            return check_key(self._made(*call.args, **call.keywords) + self._version)
+            return check_key(self._made(*call.args, **call.keywords)) + self._version
         kept = {name: arguments[name] for name in self.key_names}
         return f"{self._prefix}({arguments_text(kept, self._owner)})"
 

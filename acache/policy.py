@@ -26,7 +26,8 @@ DEFAULT: Final = Default.DEFAULT
 """In a call: whatever the policy says.  ``None`` would not do: ``ttl=None`` means for ever."""
 
 _NON_NEGATIVE: Final = ("stale_while_revalidate", "stale_if_error", "error_backoff")
-_POSITIVE: Final = ("soft_timeout", "load_timeout", "negative_ttl", "lease_ttl", "backend_timeout")
+_POSITIVE: Final = ("lease_ttl", "backend_timeout")
+_POSITIVE_OR_NONE: Final = ("soft_timeout", "load_timeout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +98,12 @@ class Policy:
         for name in _NON_NEGATIVE:
             object.__setattr__(self, name, seconds(getattr(self, name), name))
         for name in _POSITIVE:
+            object.__setattr__(self, name, seconds(getattr(self, name), name, zero=False))
+        for name in _POSITIVE_OR_NONE:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, seconds(value, name, zero=False))
+        if self.negative_ttl is not None:
+            object.__setattr__(self, "negative_ttl", ttl_seconds(self.negative_ttl, "negative_ttl"))
         until = ttl_seconds(self.ttl)
         object.__setattr__(self, "ttl", None if until == FOREVER else until)
         self._refuse_contradictions()

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
+from urllib.parse import urlsplit
 
 from ..entry import HEAD_BYTES
 from ..errors import (
@@ -116,12 +117,16 @@ class RedisBackend:
             )
             return aioredis.Redis.from_pool(pool)
 
+        path = urlsplit(url).path.strip("/")
         try:
+            if known != "unix" and path and not path.isdigit():
+                msg = f"the database is a number, not {path!r}"
+                raise ValueError(msg)  # noqa: TRY301 - as the package's own complaints are
             client = build()
             client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # connects nothing, but reads the options
         except (ValueError, TypeError, AttributeError) as error:
             msg = f"cannot open {scheme}://...: {error}"  # not the URL itself: it may hold a password
-            raise ConfigurationError(msg) from error
+            raise ConfigurationError(msg) from None
         backend = cls(client)
         backend._build = build
         return backend

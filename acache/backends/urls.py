@@ -29,12 +29,12 @@ def open_backend(url: str) -> Backend | None:
     if scheme in ("memory", "null"):
         parts = urlsplit(url)
         if parts.netloc or parts.path.strip("/") or parts.query:
-            msg = f"{url!r}: {scheme}:// takes no host, path or options; those of Cache go beside the URL"
+            msg = f"{scheme}:// takes no host, path or options; those of Cache go beside the URL"
             raise ConfigurationError(msg)
         return None if scheme == "memory" else NullBackend()
     if scheme in _REDIS:
         from .redis import RedisBackend  # noqa: PLC0415 - the client library is an extra
 
         return RedisBackend.from_url(url)
-    msg = f"{url!r}: unknown scheme {scheme!r}; known are {_SCHEMES}"
+    msg = f"unknown scheme {scheme!r}; known are {_SCHEMES}"  # not the URL itself: it may hold a password
     raise ConfigurationError(msg)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = ["Codec"]
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Turns values into bytes and back, exactly or not at all.
 
@@ -27,11 +28,12 @@ class Codec(Protocol):
         ...
 
     def decode(self, data: bytes, type: Any = None, /) -> Any:
-        """Return the value; ``type`` (an annotation, or ``None`` for any) names classes that may be made from it.
+        """Return the value; ``type`` (an annotation, or ``None`` for any) says what it is and names classes to make.
 
         Whatever the bytes are, nothing is imported or executed that ``type`` or the codec's owner did not name.
 
         Raises:
-            DecodeError: these bytes are not a value of this codec, or not of this type.
+            DecodeError: these bytes are not a value of this codec, or not one of this type.  What is inside builtin
+                containers is not checked.
         """
         ...

@@ -34,6 +34,7 @@ import typing
 from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
+from functools import cached_property
 from types import UnionType
 from typing import Any, Final, TypeAlias, cast
 from uuid import UUID
@@ -89,7 +90,7 @@ class Msgpack:
         self._registered: Final[_Classes] = {}
         self._by_type: Final[dict[Any, Callable[[bytes], Any]]] = {}
         for cls in types:
-            if not (isinstance(cls, type) and _kind(cls)):
+            if not (isinstance(cls, type) and _kind(cls)) or issubclass(cls, enum.Flag):
                 msg = f"types={cls!r}: register enums, dataclasses, msgspec structs and pydantic models"
                 raise ConfigurationError(msg)
             _collect(cls, self._registered)
@@ -151,7 +152,11 @@ def _exact(value: Any) -> Any:
         return _ext(_ENUM, [_path(cls), value.name])
     kind = _kind(cls)
     if kind == "dataclass":
-        return _ext(_FIELDS, [_path(cls), {f.name: _exact(_field(value, f.name)) for f in dataclasses.fields(value)}])
+        names = [field.name for field in dataclasses.fields(value)]
+        for name in set(getattr(value, "__dict__", ())).difference(names):
+            if not isinstance(inspect.getattr_static(cls, name, None), cached_property):
+                _refuse(cls, f"its attribute {name!r} is not a field, and would be lost")
+        return _ext(_FIELDS, [_path(cls), {name: _exact(_field(value, name)) for name in names}])
     if kind == "struct":
         return _ext(_FIELDS, [_path(cls), {name: _exact(getattr(value, name)) for name in value.__struct_fields__}])
     if kind == "pydantic":
@@ -213,7 +218,7 @@ def _clocked(code: int) -> Callable[[Any], Any]:
 def _write_model(value: Any) -> Any:
     state = value.__getstate__()
     fields = {name: _exact(item) for name, item in state["__dict__"].items()}
-    extra, private = state["__pydantic_extra__"], state["__pydantic_private__"]
+    extra, private = state.get("__pydantic_extra__"), state.get("__pydantic_private__")
     content: list[Any] = [_path(type(value)), fields, sorted(state["__pydantic_fields_set__"])]
     content += [
         None if part is None else {name: _exact(item) for name, item in part.items()} for part in (extra, private)
@@ -294,21 +299,54 @@ def _typed(type_: Any, registered: _Classes) -> Callable[[bytes], Any]:
     classes = dict(registered)
     _collect(type_, classes)
     read = _decoder(classes)
-    if not (isinstance(type_, type) and _kind(type_)):
-        return read
-    kind, cls = _kind(type_), cast("Any", type_)
+    target = next((cls for cls in _members(type_) if isinstance(cls, type) and _kind(cls)), None)
 
     def read_typed(data: bytes) -> Any:
         value = read(data)
-        if isinstance(value, type_) or value is None:
+        if _fits(value, type_):
             return value
-        try:
-            return cls.model_validate(value) if kind == "pydantic" else msgspec.convert(value, type_)
-        except (ValueError, TypeError, msgspec.ValidationError) as error:
-            msg = f"holds a {_label(type(value))}, not a {_label(type_)}: {error}"
-            raise DecodeError(msg) from error
+        if isinstance(value, dict) and target is not None and _kind(target) != "enum":
+            cls = cast("Any", target)
+            try:
+                return cls.model_validate(value) if _kind(target) == "pydantic" else msgspec.convert(value, cls)
+            except (ValueError, TypeError, msgspec.ValidationError) as error:
+                msg = f"holds fields that are not a {_label(target)}'s: {error}"
+                raise DecodeError(msg) from error
+        msg = f"holds a {_label(type(value))}, which is not what was asked for ({type_})"
+        raise DecodeError(msg)
 
     return read_typed
+
+
+def _members(annotation: Any) -> tuple[Any, ...]:
+    """Return the alternatives of an annotation."""
+    while hasattr(annotation, "__metadata__"):  # Annotated
+        annotation = annotation.__origin__
+    if typing.get_origin(annotation) in (typing.Union, UnionType):
+        return tuple(member for part in typing.get_args(annotation) for member in _members(part))
+    return (annotation,)
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Tell whether ``value`` is of this annotation's class; what is inside containers is not looked at."""
+    for member in _members(annotation):
+        if member is None:
+            member = type(None)  # noqa: PLW2901 - as annotations mean it
+        if member is Any or isinstance(member, typing.TypeVar):
+            return True
+        origin = typing.get_origin(member) or member
+        if origin is typing.Literal:
+            if value in typing.get_args(member):
+                return True
+            continue
+        if origin is float:
+            origin = (float, int)  # an int will do where a float is asked for, and stays an int
+        try:
+            if isinstance(value, origin):
+                return True
+        except TypeError:  # a TypedDict, a protocol, a NewType: nothing to tell them by
+            return True
+    return False
 
 
 def _read_dict(parts: list[Any]) -> dict[Any, Any]:
@@ -371,7 +409,12 @@ def _make_object(cls: Any, fields: dict[str, Any]) -> Any:
     expected = cls.__struct_fields__ if kind == "struct" else [field.name for field in dataclasses.fields(cls)]
     _same_fields(cls, fields, expected)
     if kind == "struct":
-        return cls(**fields)
+        # A Struct cannot be made without its __post_init__ (msgspec's own decoding runs it too), so what that computes
+        # is put back to what was stored.
+        made = cls(**fields)
+        for name, value in fields.items():
+            msgspec.structs.force_setattr(made, name, value)
+        return made
     made = object.__new__(cls)  # as pickle and copy do: __init__ may compute, and would compute twice
     for name, value in fields.items():
         object.__setattr__(made, name, value)
@@ -444,6 +487,9 @@ def _collect(annotation: Any, classes: _Classes) -> None:
 
 
 def _hints(cls: type) -> dict[str, Any]:
+    if _kind(cls) == "pydantic":
+        # It has resolved them, and has filled in the parameters of a generic model.
+        return {name: field.annotation for name, field in cast("Any", cls).model_fields.items()}
     try:
         return typing.get_type_hints(cls)
     except (NameError, TypeError, AttributeError):  # names that exist for the type checker only

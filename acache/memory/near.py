@@ -225,10 +225,13 @@ class Space:
         for held in (self.records, self._sizes, self.shortcuts, self._touched):
             held.clear()
 
-    def link(self, key: str, shortcut: dict[Any, Any], name: Any) -> None:
-        """Remember that ``shortcut[name]`` repeats what stands under ``key``, to be dropped together with it."""
-        if key in self.shortcuts:
-            self.unlink(key)
+    def link(self, key: str, shortcut: dict[Any, Any], name: Any, repeated: Any) -> None:
+        """Store ``shortcut[name] = repeated``, to be dropped together with the record that stands under ``key``.
+
+        A record has one shortcut: a second one replaces the first.
+        """
+        self.unlink(key)
+        shortcut[name] = repeated
         self.shortcuts[key] = (shortcut, name)
 
     def unlink(self, key: str) -> None:
