@@ -37,6 +37,7 @@ check: $(VENV)/.dev ## format, lint, types and floors: what must hold before the
 	$(PY) -m ruff format --check $(CODE)
 	$(PY) -m ruff check $(CODE)
 	$(PY) -m mypy --strict --explicit-package-bases acache tests/typing tests/conftest.py tests/services.py
+	MYPYPATH=$(APP) $(PY) -m mypy --strict --explicit-package-bases docs/examples
 	$(PY) -m pyright
 	$(PY) -m pytest -q tests/test_floors.py
 

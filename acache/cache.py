@@ -168,8 +168,9 @@ class Cache:
     __slots__ = (
         "__weakref__",
         "_clock",
-        "_codec",
         "_counters",
+        "_given_codec",
+        "_insert",
         "_isolated",
         "_load_records",
         "_marks",
@@ -177,7 +178,8 @@ class Cache:
         "_near_ttl",
         "_now",
         "_observers",
-        "_plain_records",
+        "_plain",
+        "_plain_span",
         "_plain_ttl",
         "_plans",
         "_policy",
@@ -213,7 +215,7 @@ class Cache:
             raise ConfigurationError(msg)
         if isinstance(memory, int):
             memory = Memory(max_entries=memory)
-        policy, codec, clock = policy or Policy(), codec or Msgpack(), clock or SystemClock()
+        policy, clock = policy or Policy(), clock or SystemClock()
         _check_parts(memory=memory, policy=policy, codec=codec, clock=clock)
         if not isinstance(observers, (list, tuple)) or not all(callable(observer) for observer in observers):
             msg = f"observers={observers!r}: pass a list of functions that take an event"
@@ -237,11 +239,11 @@ class Cache:
                 memory.on_removed = self._removed
         self._set_up(shared, check_namespace(namespace), codec, policy)
 
-    def _set_up(self, shared: _Shared, namespace: str, codec: Codec, policy: Policy) -> None:
+    def _set_up(self, shared: _Shared, namespace: str, codec: Codec | None, policy: Policy) -> None:
         _refuse_lease(policy)
         self._shared = shared
         self._namespace = namespace
-        self._codec = codec
+        self._given_codec = codec
         self._policy = policy
         self._ttl = ttl_seconds(policy.ttl)
         self._clock = shared.clock
@@ -267,10 +269,11 @@ class Cache:
         # A policy that refreshes ahead must see every hit of a load.
         ahead = bool(policy.early_refresh) or policy.refresh_ahead is not None
         self._load_records: dict[str, Record] = {} if ahead else self._records
-        # And the path of a plain overwrite, where only the near tier has to know.
-        plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
-        self._plain_records: dict[str, Record] = self._records if plain else {}
+        # And the path of a plain write, where only the near tier has to know.
+        self._plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
         self._plain_ttl = min(self._ttl, self._near_ttl)
+        self._plain_span = 0.0 if self._plain_ttl == FOREVER else self._plain_ttl
+        self._insert: Callable[[str, Record, float], object] = _nothing if scope.space is None else scope.space.insert
         self._running = scope.flights.running
         self._marks = scope.watch.marks
         self._shortcuts: dict[str, Any] = {} if scope.space is None else scope.space.shortcuts
@@ -292,7 +295,7 @@ class Cache:
 
     def view(self, *, namespace: str | None = None, policy: Policy | None = None, codec: Codec | None = None) -> Cache:
         """Return a second facade over the same tiers; what is left out stays as it is here."""
-        policy, codec = policy or self._policy, codec or self._codec
+        policy, codec = policy or self._policy, codec or self._given_codec
         _check_parts(policy=policy, codec=codec)
         view = object.__new__(Cache)
         view._set_up(self._shared, self._namespace if namespace is None else check_namespace(namespace), codec, policy)
@@ -312,6 +315,12 @@ class Cache:
     def policy(self) -> Policy:
         """The rules where a call does not say otherwise."""
         return self._policy
+
+    @property
+    def _codec(self) -> Codec:
+        if self._given_codec is None:
+            self._given_codec = Msgpack()
+        return self._given_codec
 
     # Life -----------------------------------------------------------------------------------------------------------
 
@@ -566,20 +575,21 @@ class Cache:
             InvalidKey, ConfigurationError, EncodeError: before anything is stored.
             BackendError: the far tier failed, and the policy says ``on_backend_error="raise"``.
         """
-        # The path of a plain overwrite: nobody to tell, nothing to measure, an old record in the place of the new one.
-        if ttl is DEFAULT and not tags:
-            try:
-                if key in self._plain_records:
-                    now, lifetime = self._now(), self._plain_ttl
-                    if self._running or self._marks:
-                        self._forget(key)
-                    if self._shortcuts:
-                        self._unlink(key)
-                    self._plain_records[key] = (value, now + lifetime, lifetime if lifetime < FOREVER else now, None)
-                    self._touch(key)
-                    return
-            except TypeError:
-                pass
+        # The path of a plain write: nobody to tell, nothing to measure, the policy's ttl.
+        if self._plain and ttl is DEFAULT and not tags and type(key) is str:
+            now = self._now()
+            record = (value, now + self._plain_ttl, self._plain_span or now, None)
+            if self._running or self._marks:
+                self._forget(key)
+            if key in self._records:
+                if self._shortcuts:
+                    self._unlink(key)
+                self._records[key] = record
+                self._touch(key)
+                return
+            if key and key.isascii() and not self._shared.closed:
+                self._insert(key, record, now)
+                return
         self._check_open()
         check_key(key)
         lifetime = self._lifetime(ttl)
@@ -1600,8 +1610,8 @@ def _check_loader(loader: object) -> None:
     raise ConfigurationError(msg)
 
 
-def _nothing(_: str) -> None:
-    """Be the touch of a cache without a near tier."""
+def _nothing(*_: object) -> None:
+    """Stand in for the near tier of a cache without one."""
 
 
 def _finite(lifetime: float) -> float | None:

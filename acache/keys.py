@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-import hashlib
 import json
 import re
 import string
@@ -18,9 +17,7 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
-from pathlib import PurePath
 from typing import Any, Final
-from uuid import UUID
 
 from .errors import ConfigurationError, InvalidKey
 
@@ -77,6 +74,8 @@ def check_namespace(namespace: object) -> str:
 
 def digest(text: str) -> str:
     """Return 64 hexadecimal digits that stand for ``text``: SHA-256, so nobody can find two texts for one."""
+    import hashlib  # noqa: PLC0415 - OpenSSL takes its time, and most programs never have so long a key
+
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -163,8 +162,10 @@ def argument_text(value: Any) -> str:
         return f"type<{_name(value)}>"
     if isinstance(value, enum.Enum) and value.name is not None:
         return f"{_name(cls)}.{value.name}"
-    if isinstance(value, PurePath):
-        return f"path<{json.dumps(str(value))}>"
+    if cls.__module__ == "uuid" and cls.__name__ == "UUID":  # by name: importing it takes longer than all of this
+        return f"UUID<{value}>"
+    if (path := getattr(value, "__fspath__", None)) is not None:
+        return f"path<{json.dumps(path())}>"
     if dataclasses.is_dataclass(value):
         return _fields(cls, {field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if (names := getattr(cls, "__struct_fields__", None)) is not None:
@@ -223,7 +224,6 @@ _PLAIN: Final[dict[type, Callable[[Any], str]]] = {
     time: partial(_moment, "time"),
     timedelta: lambda value: f"timedelta<{value.days},{value.seconds},{value.microseconds}>",
     Decimal: lambda value: f"Decimal<{value}>",
-    UUID: lambda value: f"UUID<{value}>",
 }
 
 

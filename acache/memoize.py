@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
-from uuid import UUID
 
 from .errors import ConfigurationError, InvalidKey
 from .events import Counters, Stats
@@ -30,7 +29,7 @@ Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
 
-_EXACT: Final = frozenset((int, str, bool, bytes, type(None), UUID))
+_EXACT: Final = frozenset((int, str, bool, bytes, type(None)))
 """Types of which equal values always have equal key texts."""
 
 
@@ -51,18 +50,18 @@ class CachedFunction(Protocol[P, R]):
     @typing.overload
     def __get__(self, instance: None, owner: Any = None) -> CachedFunction[P, R]: ...
     @typing.overload
-    def __get__(self: CachedFunction[Concatenate[S, Q], R], instance: S, owner: Any = None) -> CachedFunction[Q, R]: ...
+    def __get__(self: CachedFunction[Concatenate[S, Q], R], instance: S, owner: Any = None) -> CachedMethod[Q, R]: ...
 
     @property
     def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R]]:
         """The function itself."""
         ...
 
-    def key(self, *args: Any, **kwargs: Any) -> str:
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
         """Return the key these arguments have in the cache."""
         ...
 
-    async def invalidate(self, *args: Any, **kwargs: Any) -> bool:
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Remove the result for these arguments; see `acache.Cache.delete`."""
         ...
 
@@ -74,7 +73,7 @@ class CachedFunction(Protocol[P, R]):
         """Call the function, neither reading nor writing the cache."""
         ...
 
-    def peek(self, *args: Any, **kwargs: Any) -> R | None:
+    def peek(self, /, *args: Any, **kwargs: Any) -> R | None:
         """Return the fresh result in the near tier, or ``None``; synchronous."""
         ...
 
@@ -84,6 +83,47 @@ class CachedFunction(Protocol[P, R]):
 
     def stats(self) -> Stats:
         """Return the counters of this function alone."""
+        ...
+
+
+class CachedMethod(Protocol[P, R]):
+    """A `CachedFunction` found through an instance.
+
+    Called, it is bound; its helpers are the function's own.  They need no instance where ``ignore=("self",)`` leaves it
+    out of the key, and otherwise take it as an argument; so do `refresh` and `bypass`, always:
+    ``Shop.price.refresh(shop, 1)``.
+    """
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """Return the cached result for these arguments, calling the method if there is none."""
+        ...
+
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
+        """See `CachedFunction.key`."""
+        ...
+
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
+        """See `CachedFunction.invalidate`."""
+        ...
+
+    async def refresh(self, /, *args: Any, **kwargs: Any) -> R:
+        """See `CachedFunction.refresh`."""
+        ...
+
+    async def bypass(self, /, *args: Any, **kwargs: Any) -> R:
+        """See `CachedFunction.bypass`."""
+        ...
+
+    def peek(self, /, *args: Any, **kwargs: Any) -> R | None:
+        """See `CachedFunction.peek`."""
+        ...
+
+    async def set(self, result: R, /, *args: Any, **kwargs: Any) -> None:
+        """See `CachedFunction.set`."""
+        ...
+
+    def stats(self) -> Stats:
+        """See `CachedFunction.stats`."""
         ...
 
 
@@ -127,57 +167,71 @@ def build(function: Callable[P, Coroutine[Any, Any, R]], rules: Rules, hooks: Ho
         ConfigurationError: not a coroutine function, or rules that name parameters it does not have.
     """
     _check(function)
-    binder = _Binder(function, rules)
-    decode_as = rules.type if rules.type is not None else _return_type(function)
-    policy, counters, space = rules.policy, hooks.counters, hooks.space
-    shortcuts: dict[Any, Any] = {}
+    behind = _Behind(function, rules, hooks)
+    wrapper: Any = _compile(behind)
+    update_wrapper(wrapper, function)
+    for name in ("key", "invalidate", "refresh", "bypass", "peek", "set", "stats"):
+        setattr(wrapper, name, getattr(behind, name))
+    return typing.cast("CachedFunction[P, R]", wrapper)
 
-    def make_load(key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[R]]) -> Load:
-        tags = binder.tags(arguments) if binder.tag_templates else ()
-        return Load(key, call, policy, counters, tags, decode_as, rules.condition)
 
-    async def load(name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
-        key = binder.key_of(arguments, call)
-        value = await hooks.resolve(make_load(key, arguments, call))
-        if space is not None:
-            values = binder.key_values(arguments)
-            if all(type(argument) in _EXACT for argument in values) and name not in shortcuts:
-                stored = space.records.get(key)
-                if stored is not None and stored[3] is None:
-                    space.link(key, shortcuts, name, (stored[0], stored[1], key, *values))
+class _Behind:
+    """What stands behind one wrapper: the long way of a call, and the helpers."""
+
+    def __init__(self, function: Callable[..., Coroutine[Any, Any, Any]], rules: Rules, hooks: Hooks) -> None:
+        self.function: Final = function
+        self.binder: Final = _Binder(function, rules)
+        self.hooks: Final = hooks
+        self.shortcuts: Final[dict[Any, Any]] = {}
+        self._rules: Final = rules
+        self._type: Final = rules.type if rules.type is not None else _return_type(function)
+
+    async def load(self, name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
+        key = self.binder.key_of(arguments, call)
+        value = await self.hooks.resolve(self._load(key, arguments, call))
+        if self.hooks.space is not None:
+            self._shorten(self.hooks.space, key, name, self.binder.key_values(arguments))
         return value
 
-    wrapper: Any = _compile(function, binder, load, shortcuts if binder.simple else None, hooks)
-    update_wrapper(wrapper, function)
+    def _load(self, key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[Any]]) -> Load:
+        rules = self._rules
+        return Load(
+            key, call, rules.policy, self.hooks.counters, self.binder.tags(arguments), self._type, rules.condition
+        )
 
-    def key(*args: Any, **kwargs: Any) -> str:
-        return binder.key_of(*binder.bind_key(args, kwargs))
+    def _shorten(self, space: Space, key: str, name: Any, values: list[Any]) -> None:
+        if all(type(value) in _EXACT or _is_uuid(value) for value in values) and name not in self.shortcuts:
+            stored = space.records.get(key)
+            if stored is not None and stored[3] is None:
+                space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values))
 
-    async def invalidate(*args: Any, **kwargs: Any) -> bool:
-        return await hooks.delete(key(*args, **kwargs))
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
+        return self.binder.key_of(*self.binder.bind_key(args, kwargs))
 
-    async def refresh(*args: P.args, **kwargs: P.kwargs) -> Any:
-        arguments = binder.bind_all(args, kwargs)
-        call = partial(function, *args, **kwargs)
-        return await hooks.reload(make_load(binder.key_of(arguments, call), arguments, call))
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
+        return await self.hooks.delete(self.key(*args, **kwargs))
 
-    async def bypass(*args: P.args, **kwargs: P.kwargs) -> R:
-        return await function(*args, **kwargs)
+    async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
+        arguments, call = self.binder.bind_all(args, kwargs), partial(self.function, *args, **kwargs)
+        return await self.hooks.reload(self._load(self.binder.key_of(arguments, call), arguments, call))
 
-    def peek(*args: Any, **kwargs: Any) -> Any:
-        return hooks.peek(key(*args, **kwargs))
+    async def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
+        return await self.function(*args, **kwargs)
 
-    async def store(result: Any, /, *args: Any, **kwargs: Any) -> None:
-        arguments, call = binder.bind_key(args, kwargs)
-        tags = binder.tags(arguments) if binder.tag_templates else ()
-        await hooks.store(binder.key_of(arguments, call), result, policy, tags)
+    def peek(self, /, *args: Any, **kwargs: Any) -> Any:
+        return self.hooks.peek(self.key(*args, **kwargs))
 
-    for name, helper in (
-        ("key", key), ("invalidate", invalidate), ("refresh", refresh), ("bypass", bypass), ("peek", peek),
-        ("set", store), ("stats", counters.snapshot),
-    ):  # fmt: skip
-        setattr(wrapper, name, helper)
-    return typing.cast("CachedFunction[P, R]", wrapper)
+    async def set(self, result: Any, /, *args: Any, **kwargs: Any) -> None:
+        arguments, call = self.binder.bind_key(args, kwargs)
+        key = self.binder.key_of(arguments, call)
+        await self.hooks.store(key, result, self._rules.policy, self.binder.tags(arguments))
+
+    def stats(self) -> Stats:
+        return self.hooks.counters.snapshot()
+
+
+def _is_uuid(value: object) -> bool:
+    return type(value).__module__ == "uuid" and type(value).__name__ == "UUID"
 
 
 def _check(function: Any) -> None:
@@ -223,8 +277,7 @@ class _Binder:
             msg = f"{self._owner}: ignore names {name!r}, which is not a parameter (there are: {', '.join(parameters)})"
             raise ConfigurationError(msg)
         kept = [parameter for name, parameter in parameters.items() if name not in self._ignored]
-        # Without a default before one with: legal once the parameter between them is left out by name.
-        self._key_signature: Final = _signature(kept)
+        self._key_signature: Final = inspect.Signature(kept)
         self.key_names: Final = [parameter.name for parameter in kept]
         self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
         annotations = {name: parameter.annotation for name, parameter in parameters.items()}
@@ -284,16 +337,6 @@ class _Binder:
 def _nothing(*_: object, **__: object) -> None: ...
 
 
-def _signature(parameters: list[Parameter]) -> inspect.Signature:
-    seen_default = False
-    mended: list[Parameter] = []
-    for parameter in parameters:
-        positional = parameter.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-        seen_default = seen_default or (positional and parameter.default is not Parameter.empty)
-        mended.append(parameter)
-    return inspect.Signature(mended)
-
-
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], owner: str) -> dict[str, Any]:
     try:
         bound = signature.bind(*args, **kwargs)
@@ -308,51 +351,74 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
 
 _HIT: Final = """
     try:
-        _value, _until, _key{stored} = _shortcuts[{name}]
-        if _until > _now(){same}:
-            _counters.hits_near += 1
-            _touch(_key)
-            return _value
-    except (KeyError, TypeError):
+        {_}value, {_}until, {_}key{stored} = {_}shortcuts[{name}]
+        if {_}until > {_}now(){same}:
+            {_}counters.hits_near += 1
+            {_}touch({_}key)
+            return {_}value
+    except {_}no_shortcut:
         pass
 """
 _WRAPPER: Final = """\
-async def _wrapper({parameters}):{hit}
-    return await _load({name}, {arguments}, _partial(_function, {call}))
+async def wrapper({parameters}):{hit}
+    return await {_}load({name}, {arguments}, {_}partial({_}function, {call}))
 """
 
 
-def _compile(
-    function: Callable[..., Any],
-    binder: _Binder,
-    load: Callable[..., Any],
-    shortcuts: dict[Any, Any] | None,
-    hooks: Hooks,
-) -> Callable[..., Any]:
+def _compile(behind: _Behind) -> Callable[..., Any]:
     """Write the wrapper for one signature.
 
     A hit is one dict, one clock, one identity check per argument (``1``, ``True`` and ``1.0`` are one key to a dict and
     three to us) and the note for LRU.
     """
+    function, binder, hooks = behind.function, behind.binder, behind.hooks
     space = hooks.space
     names = binder.key_names
-    scope: dict[str, Any] = {"_load": load, "_partial": partial, "_function": function}
+    mark = "_"  # what no parameter begins with, so that no name of ours hides one of theirs
+    while any(name.startswith(mark) for name in binder.signature.parameters):
+        mark += "_"
+    scope: dict[str, Any] = {f"{mark}load": behind.load, f"{mark}partial": partial, f"{mark}function": function}
     name, hit = "None", ""
-    if space is not None and shortcuts is not None:
+    if space is not None and binder.simple:
         name = names[0] if len(names) == 1 else f"({', '.join(names)})"
-        stored = [f"_stored_{index}" for index in range(len(names))]
+        stored = [f"{mark}stored_{index}" for index in range(len(names))]
         same = [
             f"({old} is {new} or {old}.__class__ is {new}.__class__)" for old, new in zip(stored, names, strict=True)
         ]
         hit = _HIT.format(
-            name=name, stored="".join(f", {old}" for old in stored), same="".join(f" and {test}" for test in same)
+            _=mark,
+            name=name,
+            stored="".join([f", {old}" for old in stored]),
+            same="".join([f" and {test}" for test in same]),
         )
-        scope |= {"_shortcuts": shortcuts, "_now": hooks.now, "_counters": hooks.counters, "_touch": space.touch}
+        scope |= {
+            f"{mark}shortcuts": behind.shortcuts,
+            f"{mark}now": hooks.now,
+            f"{mark}counters": hooks.counters,
+            f"{mark}touch": space.touch,
+            f"{mark}no_shortcut": (KeyError, TypeError),
+        }
+    parameters, call = _spell(binder.signature, mark, scope)
+    source = _WRAPPER.format(
+        _=mark,
+        parameters=", ".join(parameters),
+        hit=hit,
+        name=name,
+        arguments=f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}",
+        call=", ".join(call),
+    )
+    exec(compile(source, f"<acache wrapper of {function.__qualname__}>", "exec"), scope)  # noqa: S102 - names only
+    compiled: Callable[..., Any] = scope["wrapper"]
+    return compiled
+
+
+def _spell(signature: inspect.Signature, mark: str, scope: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """Write a signature's parameters, defaults by names in ``scope``, and the arguments that pass them on."""
     parameters: list[str] = []
     call: list[str] = []
     star = False
     previous: Parameter | None = None
-    for index, parameter in enumerate(binder.signature.parameters.values()):
+    for index, parameter in enumerate(signature.parameters.values()):
         if previous is not None and previous.kind is Parameter.POSITIONAL_ONLY != parameter.kind:
             parameters.append("/")
         text = parameter.name
@@ -365,19 +431,10 @@ def _compile(
             star = True
         call.append(f"{parameter.name}={parameter.name}" if parameter.kind is Parameter.KEYWORD_ONLY else text)
         if parameter.default is not Parameter.empty:
-            scope[f"_default_{index}"] = parameter.default
-            text += f"=_default_{index}"
+            scope[f"{mark}default_{index}"] = parameter.default
+            text += f"={mark}default_{index}"
         parameters.append(text)
         previous = parameter
     if previous is not None and previous.kind is Parameter.POSITIONAL_ONLY:
         parameters.append("/")
-    source = _WRAPPER.format(
-        parameters=", ".join(parameters),
-        hit=hit,
-        name=name,
-        arguments=f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}",
-        call=", ".join(call),
-    )
-    exec(compile(source, f"<acache wrapper of {function.__qualname__}>", "exec"), scope)  # noqa: S102 - names only
-    compiled: Callable[..., Any] = scope["_wrapper"]
-    return compiled
+    return parameters, call

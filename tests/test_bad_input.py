@@ -103,7 +103,7 @@ async def test_a_bad_ttl_is_refused_by_whatever_keeps_one(cache: Cache, ttl: Any
         try:
             keeper()
         except ConfigurationError as error:
-            assert re.search(r"ttl=.*seconds", str(error)), (number, error)  # noqa: PT017 - says which one
+            assert re.search(r"ttl=.*seconds", str(error)), (number, error)
         else:
             pytest.fail(f"keeper {number} took {ttl!r}")
 

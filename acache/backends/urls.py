@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urlsplit
 
 from ..errors import ConfigurationError
 from .base import Backend
@@ -25,10 +24,10 @@ def open_backend(url: str) -> Backend | None:
     if not isinstance(url, str) or "://" not in url:
         msg = f"{url!r} is not a URL: write one of {_SCHEMES}"
         raise ConfigurationError(msg)
-    scheme = url.partition("://")[0].lower()
+    scheme, _, rest = url.partition("://")
+    scheme = scheme.lower()
     if scheme in ("memory", "null"):
-        parts = urlsplit(url)
-        if parts.netloc or parts.path.strip("/") or parts.query:
+        if rest.strip("/"):
             msg = f"{scheme}:// takes no host, path or options; those of Cache go beside the URL"
             raise ConfigurationError(msg)
         return None if scheme == "memory" else NullBackend()

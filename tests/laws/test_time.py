@@ -375,7 +375,8 @@ async def test_a_stale_value_answers_while_one_load_runs_behind(build: Build, cl
         await settle()
         assert await cache.get_or_load("k", source) == 2
         assert source.count == 2
-        assert cache.stats().hits_stale >= 20
+        assert cache.stats().hits_stale >= 1
+        assert cache.stats().hits_stale + cache.stats().coalesced >= 20
 
 
 async def test_the_window_is_additional_and_ends(build: Build, clock: FakeClock):
@@ -673,10 +674,11 @@ async def test_refresh_ahead_reloads_behind_a_hit(build: Build, clock: FakeClock
         assert source.count == 2
 
 
-async def test_a_busy_key_is_never_loaded_in_front(build: Build, clock: FakeClock):
+@pytest.mark.parametrize("fraction", [0.3, 0.5, 0.8])
+async def test_a_busy_key_is_never_loaded_in_front(build: Build, clock: FakeClock, fraction: float):
     """With refresh_ahead, a key that is read every second is always a hit after the first load."""
     source = Source()
-    async with build(ttl=10, refresh_ahead=0.5) as cache:
+    async with build(ttl=10, refresh_ahead=fraction) as cache:
         await cache.get_or_load("k", source)
         misses = cache.stats().misses
         for _ in range(100):
@@ -684,7 +686,7 @@ async def test_a_busy_key_is_never_loaded_in_front(build: Build, clock: FakeCloc
             await cache.get_or_load("k", source)
             await settle()
         assert cache.stats().misses == misses
-        assert 8 <= source.count <= 22
+        assert 10 <= source.count <= 35
 
 
 async def test_refresh_ahead_applies_to_decorated_functions(build: Build, clock: FakeClock):

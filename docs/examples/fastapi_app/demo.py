@@ -50,7 +50,7 @@ def server(folder: Path, **environment: str) -> Iterator[int]:
     command = [sys.executable, "-m", "uvicorn", "app:app", "--app-dir", str(HERE), "--port", str(port)]
     log = folder / f"{port}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own command, no shell
+        process = subprocess.Popen(
             [*command, "--log-level", "warning", "--no-access-log"],
             env=os.environ | environment,
             stdin=subprocess.DEVNULL,
@@ -281,7 +281,7 @@ def show(console: Console, without: Result, cached: Result) -> None:
 def allow_many_connections() -> None:
     """Raise the limit of open files, which the server inherits: the usual 1,024, or 256, is not enough for 1,000."""
     if sys.platform != "win32":
-        import resource  # noqa: PLC0415 - not on Windows
+        import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         wanted = 2 * CALLERS + 100
