@@ -20,7 +20,7 @@ from .backends.urls import open_backend
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
 from .codecs import Codec, Msgpack
 from .coherence import TagCell, Tags
-from .entry import Entry, Envelope, new_token
+from .entry import BARELY_FRESH, Entry, Envelope, new_token
 from .errors import (
     BackendError,
     CacheClosed,
@@ -70,6 +70,7 @@ NEAR_TTL: Final = 5.0
 unseen.  ``Memory(ttl=...)`` sets another."""
 _BACKOFFS: Final = 1000
 _LONGEST_TAG: Final = 1000
+NEVER: Final = -FOREVER
 _MISS: Final[Any] = object()
 _UNKNOWN: Final[Any] = object()
 
@@ -79,6 +80,17 @@ class _Extra(NamedTuple):
 
     cells: tuple[TagCell, ...]
     load_time: float
+
+
+class _Fallback(NamedTuple):
+    """What a flight offers that could not load: each waiter takes it or not, by its own policy."""
+
+    value: Any
+    fresh_until: float
+    """Monotonic."""
+    error: Exception | None
+    """What the loader raised; ``None`` if it was not asked, because it failed a moment ago."""
+    trace: TracebackType | None
 
 
 class _Received(NamedTuple):
@@ -104,6 +116,8 @@ class _Attempt:
     stale: _Received | None = None
     cells: tuple[TagCell, ...] = ()
     tokens: dict[str, bytes] = field(default_factory=dict)
+    served: bool = False
+    """Whether somebody has an answer already, so that the load is no miss."""
 
     @property
     def current(self) -> bool:
@@ -393,7 +407,8 @@ class Cache:
         return await self._get(key, default, type)
 
     async def _get(self, key: str, default: Any, type_: Any) -> Any:
-        value = self._near_fresh(check_key(key), type_)
+        key = check_key(key)
+        value = self._near_fresh(key, type_)
         if value is not _MISS:
             return value
         if self._remote is not None:
@@ -420,7 +435,7 @@ class Cache:
         Raises:
             InvalidKey, BackendError: as for `get`.
         """
-        check_key(key)
+        key = check_key(key)
         self._check_open()
         wall = self._clock.wall()
         if self._remote is None:
@@ -481,7 +496,7 @@ class Cache:
         Raises:
             InvalidKey, BackendError: as for `get`.
         """
-        check_key(key)
+        key = check_key(key)
         self._check_open()
         if self._remote is None:
             record = self._near_valid(key)
@@ -499,19 +514,25 @@ class Cache:
         Raises:
             InvalidKey, BackendError: as for `get`.
         """
+        wanted = dict.fromkeys([check_key(key) for key in _several(keys, "keys")])
+        found = await self._find(wanted, type)
+        for key in wanted:
+            if key not in found:
+                self._note_miss(key)
+        return found
+
+    async def _find(self, keys: Iterable[str], type_: Any) -> dict[str, Any]:
+        """Return the fresh values, and count the hits; the misses are the caller's."""
         found: dict[str, Any] = {}
         missing: list[str] = []
-        for key in dict.fromkeys(_several(keys, "keys")):
-            value = self._near_fresh(check_key(key), type)
+        for key in keys:
+            value = self._near_fresh(key, type_)
             if value is _MISS:
                 missing.append(key)
             else:
                 found[key] = value
         if missing and self._remote is not None:
-            found |= await self._get_far(missing, type)
-        for key in missing:
-            if key not in found:
-                self._note_miss(key)
+            found |= await self._get_far(missing, type_)
         return found
 
     async def _get_far(self, keys: list[str], type_: Any) -> dict[str, Any]:
@@ -541,7 +562,7 @@ class Cache:
             KeyMissing: there is none.
             BackendError: the far tier failed; without it this question has no answer.
         """
-        check_key(key)
+        key = check_key(key)
         self._check_open()
         left = 0.0
         if self._remote is None:
@@ -591,7 +612,7 @@ class Cache:
                 self._insert(key, record, now)
                 return
         self._check_open()
-        check_key(key)
+        key = check_key(key)
         lifetime = self._lifetime(ttl)
         names = _tag_names(tags) if tags else ()
         if self._remote is None:
@@ -619,6 +640,7 @@ class Cache:
                     await self._remote.write_many(envelopes)
         except BackendError as error:
             self._tolerate(operation, next(iter(items)) if len(items) == 1 else "", error)
+        lifetime = self._until_due(lifetime, lifetime, self._policy)
         for key in writing.settled:
             self._keep(key, items[key], lifetime, cells=cells)
 
@@ -630,7 +652,7 @@ class Cache:
             BackendError: the far tier did not say who won.
         """
         self._check_open()
-        check_key(key)
+        key = check_key(key)
         lifetime = self._lifetime(ttl)
         names = _tag_names(tags)
         cells = self._scope.tags.cells(names)
@@ -662,8 +684,7 @@ class Cache:
         self._check_open()
         lifetime = self._lifetime(ttl)
         names = _tag_names(tags)
-        for key in items:
-            check_key(key)
+        items = {check_key(key): value for key, value in items.items()}
         if self._remote is None:
             cells = self._scope.tags.cells(names)
             extra, now = _Extra(cells, 0.0) if cells else None, self._now()
@@ -684,7 +705,7 @@ class Cache:
             BackendError: the far tier did not confirm.
         """
         self._check_open()
-        check_key(key)
+        key = check_key(key)
         lifetime = self._lifetime(ttl)
         if self._remote is not None:
             async with _Writing(self, "touch", (key,)):
@@ -708,7 +729,7 @@ class Cache:
             BackendError: the far tier did not confirm; whether it added is unknown.
         """
         self._check_open()
-        check_key(key)
+        key = check_key(key)
         _check_delta(delta)
         lifetime = self._lifetime(ttl)
         if self._remote is not None:
@@ -743,7 +764,7 @@ class Cache:
             BackendError: the far tier did not confirm; it may still hold the old value.
         """
         self._check_open()
-        check_key(key)
+        key = check_key(key)
         if self._remote is None:
             record = self._near_valid(key)
             existed = record is not None and record[1] > self._now()
@@ -762,7 +783,7 @@ class Cache:
             InvalidKey, BackendError: as for `delete`; on an error some may have been removed.
         """
         self._check_open()
-        wanted = [check_key(key) for key in dict.fromkeys(_several(keys, "keys"))]
+        wanted = list(dict.fromkeys([check_key(key) for key in _several(keys, "keys")]))
         if self._remote is None:
             return sum([await self.delete(key) for key in wanted])
         async with _Writing(self, "delete_many", wanted):
@@ -783,6 +804,7 @@ class Cache:
         self._check_open()
         names = _tag_names(tags)
         cells = self._scope.tags
+        self._scope.flights.forget_tagged(names)
         cells.spoil(names)
         if self._remote is not None:
             try:
@@ -791,7 +813,9 @@ class Cache:
                 self._note_failure("invalidate_tags", "", error, raised=True)
                 raise
             finally:
-                cells.spoil(names)  # a read that began meanwhile may have matched the old tokens
+                # A load or read that began meanwhile may have matched the old tokens.
+                self._scope.flights.forget_tagged(names)
+                cells.spoil(names)
         self._note_invalidated("tags", "", names)
 
     async def clear(self) -> None:
@@ -869,7 +893,7 @@ class Cache:
         _check_loader(loader)
         plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         names = _tag_names(tags) if tags else ()
-        return await self._resolve(Load(key, loader, plan, self._counters, names, type))  # type: ignore[no-any-return]
+        return await self._resolve(Load(check_key(key), loader, plan, self._counters, names, type))  # type: ignore[no-any-return]
 
     async def refresh(
         self,
@@ -888,7 +912,7 @@ class Cache:
         """
         _check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
-        load = Load(key, loader, plan, self._counters, _tag_names(tags), type)
+        load = Load(check_key(key), loader, plan, self._counters, _tag_names(tags), type)
         return await self._reload(load)  # type: ignore[no-any-return]
 
     async def load_many(
@@ -912,8 +936,8 @@ class Cache:
         _check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = _tag_names(tags)
-        wanted = [check_key(key) for key in dict.fromkeys(_several(keys, "keys"))]
-        values: dict[str, T] = await self.get_many(wanted, type=type)
+        wanted = list(dict.fromkeys([check_key(key) for key in _several(keys, "keys")]))
+        values: dict[str, T] = await self._find(wanted, type)
         missing = [key for key in wanted if key not in values]
         if not missing:
             return values
@@ -943,53 +967,69 @@ class Cache:
 
     async def _resolve(self, load: Load) -> Any:
         """Steps 1 to 4 of the staircase: near tier, stale value, running flight; all in one synchronous step."""
-        key = check_key(load.key)
-        self._check_open()
-        policy, flights, now = load.policy, self._scope.flights, self._now()
-        record = self._near_valid(key, load.type)
-        if record is not None and record[1] > now:
-            self._note_hit(key, "near", counters=load.counters)
-            if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
-                flights.start(key, partial(self._fly_again, load, record), background=True)
-            return self._near_value(record, load.type)
-        flight = flights.current(key)
-        if flight is None:
-            flight = flights.start(key, partial(self._fly, load), background=policy.finish_abandoned)
-            if record is not None and self._remote is None:
-                self._serve_stale(load, flight, self._stale(record, now, load.type))
-        elif not flight.serves_early(now):
-            load.counters.coalesced += 1
-            if self._observers:
-                self._emit(Coalesced(namespace=self._namespace, key=key))
-        if flight.serves_early(now):
-            self._note_hit(key, "near" if self._remote is None else "far", stale=True, counters=load.counters)
-            return self._own(flight.early, load)
-        return self._own(await flights.join(flight), load)
+        while True:
+            self._check_open()
+            key, policy, flights, now = load.key, load.policy, self._scope.flights, self._now()
+            record = self._near_valid(key, load.type)
+            if record is not None and record[1] > now:
+                self._note_hit(key, "near", counters=load.counters)
+                if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
+                    flights.start(key, partial(self._fly_again, load, record), tags=load.tags, background=True)
+                return self._near_value(record, load.type)
+            flight = flights.current(key)
+            started = flight is None
+            if flight is None:
+                behind = policy.finish_abandoned
+                flight = flights.start(key, partial(self._fly, load), tags=load.tags, background=behind)
+                if record is not None and self._remote is None:
+                    self._serve_stale(load, flight, self._stale(record, now, load.type))
+            early = flight.early(_patience(policy), now)
+            if early is not UNSERVED:
+                flight.background = True
+                self._note_hit(key, "near" if self._remote is None else "far", stale=True, counters=load.counters)
+                return self._own(early, load)
+            if not started:
+                load.counters.coalesced += 1
+                if self._observers:
+                    self._emit(Coalesced(namespace=self._namespace, key=key))
+            result = await flights.join(flight, _patience(policy))
+            if type(result) is not _Fallback:
+                return self._own(result, load)
+            window = policy.stale_for if result.error is None else policy.stale_if_error
+            if self._now() - result.fresh_until < window:
+                self._note_hit(key, "near" if self._remote is None else "far", stale=True, counters=load.counters)
+                return self._own(result.value, load)
+            if result.error is not None:
+                raise result.error.with_traceback(result.trace)
+            # Another caller's flight spared the loader, and this one may not have a stale value: a flight of its own.
 
     def _serve_stale(self, load: Load, flight: Flight, stale: _Received) -> bool:
-        """Step 3: answer with a stale value and load behind, if the policy has a window for that.
-
-        Returns whether there is nothing to load now: the loader failed a moment ago.
-        """
-        policy, now = load.policy, self._now()
-        if stale.fresh_for <= -policy.stale_for:
+        """Step 3: answer those who take a stale value; they need not wait for the load."""
+        now = self._now()
+        if -stale.fresh_for >= load.policy.stale_while_revalidate:
             return False
-        if self._backing_off(load.key, now):
-            flight.serve_early(stale, now + policy.stale_for + stale.fresh_for)
-            return True
-        window = policy.stale_while_revalidate + stale.fresh_for
-        if window > 0:
-            flight.serve_early(stale, now + window)
-        return False
+        return flight.serve_early(stale.value, -stale.fresh_for, now)
+
+    def _spared(self, load: Load, stale: _Received | None) -> _Fallback | None:
+        """Return the stale value to answer with if the loader failed a moment ago, and the policy has a window."""
+        now = self._now()
+        if stale is None or -stale.fresh_for >= load.policy.stale_for or not self._backing_off(load.key, now):
+            return None
+        return _Fallback(stale.value, now + stale.fresh_for, None, None)
 
     async def _reload(self, load: Load) -> Any:
-        check_key(load.key)
         self._check_open()
         flight = self._scope.flights.current(load.key)
         if flight is None:
+            fly = partial(self._fly_again, load, None)
             behind = load.policy.finish_abandoned
-            flight = self._scope.flights.start(load.key, partial(self._fly_again, load, None), background=behind)
-        return self._own(await self._scope.flights.join(flight), load)
+            flight = self._scope.flights.start(load.key, fly, tags=load.tags, background=behind)
+        result = await self._scope.flights.join(flight, NEVER)
+        if type(result) is not _Fallback:
+            return self._own(result, load)
+        if result.error is None:
+            return await self._reload(load)
+        raise result.error.with_traceback(result.trace)
 
     async def _fly(self, load: Load, flight: Flight) -> Any:
         """Steps 5 and 6: look at the near tier again, then at the far tier."""
@@ -1002,23 +1042,22 @@ class Cache:
         try:
             if attempt.remote is None:
                 if record is not None:
-                    attempt.stale = stale = self._stale(record, attempt.looked_at, load.type)
-                    if stale.fresh_for > -policy.stale_for and self._backing_off(key, attempt.looked_at):
-                        return stale
-                return await self._load(attempt, flight)
+                    attempt.stale = self._stale(record, attempt.looked_at, load.type)
+                return self._spared(load, attempt.stale) or await self._load(attempt, flight)
             received = await self._look(attempt, attempt.remote)
             if received is not None and received.fresh_for > 0:
                 if attempt.mark.intact:
-                    self._keep_received(key, received)
+                    self._keep_received(key, received, policy)
                 self._note_hit(key, "far", counters=load.counters)
                 if not self._due_far(received, policy) or self._backing_off(key, self._now()):
                     return received.value
-                flight.serve_early(received, self._now() + received.fresh_for)
-            elif received is not None and self._serve_stale(load, flight, received):
-                self._note_hit(key, "far", stale=True, counters=load.counters)
-                return received
-            elif flight.early is not UNSERVED:
-                self._note_hit(key, "far", stale=True, counters=load.counters)
+                attempt.served = flight.serve_early(received.value, -received.fresh_for, self._now())
+            elif received is not None:
+                if (spared := self._spared(load, received)) is not None:
+                    return spared
+                attempt.served = self._serve_stale(load, flight, received)
+                if attempt.served:
+                    self._note_hit(key, "far", stale=True, counters=load.counters)
             attempt.stale = received
             return await self._load(attempt, flight)
         finally:
@@ -1027,6 +1066,7 @@ class Cache:
     async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
         """Load although there may be a fresh value: of what is there, only the version matters."""
         attempt = _Attempt(load, self._scope.watch.open(load.key), self._remote_for(load.policy), self._now())
+        attempt.served = True  # what was there was fresh: this is no miss
         try:
             if attempt.remote is not None:
                 try:
@@ -1035,7 +1075,7 @@ class Cache:
                     self._tolerate("refresh", load.key, error, load.policy)
             if record is not None:
                 attempt.stale = self._stale(record, self._now(), load.type)
-            return await self._load(attempt, flight, again=True)
+            return await self._load(attempt, flight)
         finally:
             self._scope.watch.close(load.key, attempt.mark)
 
@@ -1050,10 +1090,10 @@ class Cache:
             self._tolerate("get_or_load", load.key, error, load.policy)
             return None
 
-    async def _load(self, attempt: _Attempt, flight: Flight, *, again: bool = False) -> Any:
+    async def _load(self, attempt: _Attempt, flight: Flight) -> Any:
         """Steps 8 to 10: take note of the tags, run the loader, fill; the flight tells the waiters."""
         load, stale = attempt.load, attempt.stale
-        if not again and flight.early is UNSERVED:
+        if not attempt.served and flight.early(FOREVER, self._now()) is UNSERVED:
             self._note_miss(load.key, load.counters)
         attempt.cells = self._scope.tags.cells(load.tags)
         if load.tags and attempt.remote is not None and attempt.version is not _UNKNOWN:
@@ -1073,11 +1113,10 @@ class Cache:
             took = self._now() - started
             if self._observers:
                 self._emit(LoadFailed(namespace=self._namespace, key=load.key, seconds=took, error=error))
-            if stale is not None:
-                self._back_off(load.key, load.policy)
-                if took - stale.fresh_for < load.policy.stale_if_error:
-                    return stale
-            raise
+            if stale is None:
+                raise
+            self._back_off(load.key, load.policy)
+            return _Fallback(stale.value, started + stale.fresh_for, error, error.__traceback__)
         took = self._now() - started
         self._scope.backoffs.pop(load.key, None)
         if self._observers:
@@ -1091,8 +1130,13 @@ class Cache:
         policy = load.policy
         if policy.soft_timeout is None or stale is None or stale.fresh_for <= -policy.stale_for:
             return await self._run(load)
-        until = self._now() + policy.stale_for + stale.fresh_for
-        timer = self._clock.call_later(policy.soft_timeout, partial(flight.serve_early, stale, until))
+
+        def lose_patience() -> None:
+            now = self._now()
+            flight.serve_early(stale.value, now - began - stale.fresh_for, now)
+
+        began = self._now()
+        timer = self._clock.call_later(policy.soft_timeout, lose_patience)
         try:
             return await self._run(load)
         finally:
@@ -1144,6 +1188,8 @@ class Cache:
                 self._note_refused(load)
                 return
         load_time = took if load.policy.early_refresh else 0.0
+        if remote is not None:
+            lifetime = self._until_due(lifetime, lifetime, load.policy)
         self._keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
         if self._observers:
             self._emit(Stored(namespace=self._namespace, key=load.key, ttl=_finite(lifetime)))
@@ -1321,8 +1367,6 @@ class Cache:
 
     def _own(self, value: Any, load: Load) -> Any:
         """Give one of several waiters a value; a copy where the near tier is isolated."""
-        if type(value) is _Received:
-            value = value.value
         return self._codec.decode(self._codec.encode(value), load.type) if self._isolated else value
 
     def _near_form(self, value: Any) -> Any:
@@ -1335,10 +1379,19 @@ class Cache:
             extra = _Extra(cells, load_time) if cells or load_time else None
             self._put(key, self._near_form(value), lifetime, extra, self._now())
 
-    def _keep_received(self, key: str, received: _Received) -> None:
+    def _keep_received(self, key: str, received: _Received, policy: Policy | None = None) -> None:
         if self._space is not None and received.ttl > 0:
+            lifetime = self._until_due(received.fresh_for, received.ttl, policy or self._policy)
             extra = received.extra if received.extra is not None and received.extra.cells else None
-            self._put(key, self._near_form(received.value), received.fresh_for, extra, self._now())
+            if lifetime > 0:
+                self._put(key, self._near_form(received.value), lifetime, extra, self._now())
+
+    @staticmethod
+    def _until_due(left: float, ttl: float, policy: Policy) -> float:
+        """Return how long a near copy may hide the far entry's age: until a hit has to refresh it."""
+        if policy.refresh_ahead is None or ttl == FOREVER:
+            return left
+        return left - ttl * (1.0 - policy.refresh_ahead)
 
     def _put(self, key: str, form: Any, lifetime: float, extra: _Extra | None, now: float) -> None:
         if self._space is None or self._shared.closed:
@@ -1396,13 +1449,9 @@ class Cache:
         except DecodeError as error:
             self._note_garbage(key, error)
             return None
-        left = envelope.fresh_for
-        if left != FOREVER:
-            left -= max(0.0, self._clock.wall() - envelope.created_at)
-            if left <= 0 and envelope.keep_for == envelope.fresh_for:
-                # No stale window was asked for, so the engine's own clock ends the entry: that it is there means that
-                # it is fresh, whatever this machine's clock says about the writer's.  It is not worth a near copy.
-                return _Received(value, 0.001, 0.0, None)
+        left = seen.left(self._clock.wall())
+        if left == BARELY_FRESH:
+            return _Received(value, left, 0.0, None)
         extra = _Extra(cells, envelope.load_time) if cells or envelope.load_time else None
         return _Received(value, left, envelope.fresh_for, extra)
 
@@ -1616,6 +1665,11 @@ def _nothing(*_: object) -> None:
 
 def _finite(lifetime: float) -> float | None:
     return None if lifetime == FOREVER else lifetime
+
+
+def _patience(policy: Policy) -> float:
+    """Return how stale a value may be for a caller to take it while a load runs."""
+    return policy.stale_for if policy.soft_timeout is not None else policy.stale_while_revalidate
 
 
 def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:

@@ -13,7 +13,8 @@ The envelope is a fixed head of 40 bytes, big-endian, then names, then the paylo
           36   load_time    float32 seconds, what the loader took (0 for an explicit set)
           40   the codec's name, then the tags, then the payload
 
-The first 16 bytes differ between any two writes, so an engine can tell records apart by them alone.
+The first 40 bytes differ between any two writes, so an engine can tell records apart by them alone; and they tell
+whether a reader would see a value.
 """
 
 from __future__ import annotations
@@ -29,21 +30,25 @@ from .errors import DecodeError
 from .events import Tier
 
 __all__ = [
+    "BARELY_FRESH",
     "HEAD_BYTES",
     "TOKEN_BYTES",
     "Entry",
     "Envelope",
     "counter",
-    "is_tombstone",
+    "holds_value",
+    "left",
     "new_token",
     "pack",
     "tombstone",
     "unpack",
 ]
 
-HEAD_BYTES: Final = 16
+HEAD_BYTES: Final = 40
 """Two writes never share this many first bytes."""
 TOKEN_BYTES: Final = 8
+BARELY_FRESH: Final = 0.001
+"""Seconds: fresh, and not worth a near copy."""
 
 _HEAD: Final = struct.Struct(">BBBB8sdddf")
 _TAG_HEAD: Final = struct.Struct(">H")
@@ -120,9 +125,38 @@ def tombstone(token: bytes, created_at: float) -> bytes:
     return _HEAD.pack(_MAGIC, _VERSION, _TOMBSTONE, 0, token, created_at, 0.0, 0.0, 0.0)
 
 
-def is_tombstone(head: bytes) -> bool:
-    """Tell whether a record that begins with ``head`` is a tombstone."""
-    return len(head) >= HEAD_BYTES and head[0] == _MAGIC and head[1] == _VERSION and bool(head[2] & _TOMBSTONE)
+def holds_value(head: bytes, wall: float) -> bool:
+    """Tell whether a record that begins with ``head`` is a fresh value, or a counter."""
+    if counter(head) is not None:
+        return True
+    try:
+        magic, version, flags, _, _, created_at, fresh_for, keep_for, load_time = _HEAD.unpack_from(head)
+    except struct.error:
+        return False
+    if (
+        magic != _MAGIC
+        or version != _VERSION
+        or flags & ~_TAGGED
+        or not _sane(created_at, fresh_for, keep_for, load_time)
+    ):
+        return False
+    return left(created_at, fresh_for, keep_for, wall) > 0
+
+
+def _sane(created_at: float, fresh_for: float, keep_for: float, load_time: float) -> bool:
+    return math.isfinite(created_at) and fresh_for > 0 and keep_for >= fresh_for and 0 <= load_time < math.inf
+
+
+def left(created_at: float, fresh_for: float, keep_for: float, wall: float) -> float:
+    """Return the seconds of freshness that are left; zero or less is stale.
+
+    Where no stale window was asked for, the engine's own clock ends the entry: that it is there means that it is fresh,
+    whatever this machine's clock says about the writer's.  `BARELY_FRESH` is the answer then.
+    """
+    if fresh_for == math.inf:
+        return math.inf
+    rest = fresh_for - max(0.0, wall - created_at)
+    return BARELY_FRESH if rest <= 0 and keep_for == fresh_for else rest
 
 
 def unpack(data: bytes) -> Envelope | None:
@@ -136,12 +170,14 @@ def unpack(data: bytes) -> Envelope | None:
         if magic != _MAGIC or version != _VERSION:
             msg = f"not a record of format {_VERSION}: it begins with {bytes(data[:4]).hex()}"
             raise DecodeError(msg)
-        if flags & _TOMBSTONE:
+        if flags == _TOMBSTONE:
             return None
-        if not (math.isfinite(created_at) and fresh_for > 0 and keep_for >= fresh_for and load_time >= 0):
-            msg = "not a record: its dates make no sense"
+        if flags & ~_TAGGED or not _sane(created_at, fresh_for, keep_for, load_time):
+            msg = "not a record: its head makes no sense"
             raise DecodeError(msg)
         position = _HEAD.size + name_length
+        if len(data) < position:
+            raise struct.error  # noqa: TRY301 - as unpack_from does
         codec = data[_HEAD.size : position].decode("ascii")
         tags: tuple[tuple[str, bytes], ...] = ()
         if flags & _TAGGED:
@@ -170,4 +206,7 @@ def _unpack_tags(data: bytes, position: int) -> tuple[tuple[tuple[str, bytes], .
 
 def counter(data: bytes) -> int | None:
     """Read a record that a counter left (plain decimal digits, 64 bits); ``None`` if it is not one."""
-    return int(data) if len(data) <= 20 and _COUNTER.fullmatch(data) else None  # noqa: PLR2004 - digits of -2**63
+    if len(data) > 20 or not _COUNTER.fullmatch(data):  # noqa: PLR2004 - the digits of -2**63
+        return None
+    number = int(data)
+    return number if -(2**63) <= number < 2**63 else None

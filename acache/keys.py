@@ -41,6 +41,8 @@ def check_key(key: object) -> str:
     if not key:
         msg = "a key must not be empty"
         raise InvalidKey(msg)
+    if type(key) is not str:
+        key = str.__str__(key)  # a subclass may have ideas of its own about its letters
     if not key.isascii():
         try:
             key.encode()
@@ -269,6 +271,9 @@ class Template:
                 known = ", ".join(annotations) or "none"
                 msg = f"{owner}: key={text!r} names {name!r}, which is not a parameter (there are: {known})"
                 raise ConfigurationError(msg)
+            if conversion not in (None, "r", "s", "a") or any(not part for part in re.split(r"[.\[]", field)):
+                msg = f"{owner}: key={text!r}: {{{field}{f'!{conversion}' if conversion else ''}}} is not a field"
+                raise ConfigurationError(msg)
             if spec and "{" in spec:
                 msg = f"{owner}: key={text!r}: a format specification cannot hold fields"
                 raise ConfigurationError(msg)
@@ -290,7 +295,13 @@ def _field_text(
 ) -> str:
     """Write one field: plain for the declared type, marked for others, so that 1 and "1" are two."""
     declared_str = declared in (str, "str")
-    value, _ = string.Formatter().get_field(field, (), arguments)
+    try:
+        value, _ = string.Formatter().get_field(field, (), arguments)
+    except (AttributeError, LookupError, TypeError) as error:
+        msg = f"{{{field}}} in a key template cannot be read from these arguments: {error!r}"
+        raise InvalidKey(msg) from error
+    if conversion or spec:
+        _stable(field, value)
     if conversion:
         value = string.Formatter().convert_field(value, conversion)
     if spec:
@@ -298,14 +309,18 @@ def _field_text(
     if type(value) is str:
         text = _escape(value, ends)
         return f'"{text}"' if not (declared_str or spec) and _LITERAL.fullmatch(value) else text
-    try:
-        text = argument_text(value)
-    except (TypeError, RecursionError) as error:
-        msg = f"{{{field}}} in a key template has no stable text ({error}): name an attribute, as in {{{field}.id}}"
-        raise InvalidKey(msg) from error
+    text = _stable(field, value)
     if declared_str or not _LITERAL.fullmatch(text):
         text = f"<{text}"
     return _percent(text, ends)
+
+
+def _stable(field: str, value: Any) -> str:
+    try:
+        return argument_text(value)
+    except (TypeError, RecursionError) as error:
+        msg = f"{{{field}}} in a key template has no stable text ({error}): name an attribute, as in {{{field}.id}}"
+        raise InvalidKey(msg) from error
 
 
 def _percent(text: str, ends: str) -> str:

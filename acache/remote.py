@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version
 from .clock import FOREVER, Clock
-from .entry import Envelope, counter, is_tombstone, new_token, pack, tombstone, unpack
+from .entry import Envelope, counter, holds_value, left, new_token, pack, tombstone, unpack
 from .errors import (
     BackendError,
     BackendTimeout,
@@ -56,8 +56,14 @@ class Seen(NamedTuple):
 
     @property
     def empty(self) -> bool:
-        """Whether a reader would see a miss."""
+        """Whether there is nothing, or nothing that can be read."""
         return self.envelope is None and self.number is None
+
+    def left(self, wall: float) -> float:
+        """Return the seconds of freshness that are left: zero or less for a stale value, and for none."""
+        if self.envelope is not None:
+            return left(self.envelope.created_at, self.envelope.fresh_for, self.envelope.keep_for, wall)
+        return 0.0 if self.number is None else FOREVER
 
 
 class Breaker:
@@ -182,13 +188,13 @@ class Remote:
         if self._cas is None:
             if self._add is not None:
                 return await self._call(self._add.add, wire, data, ttl=ttl)
-            if not (await self.peek(key)).empty:
+            if self._fresh(await self.peek(key)):
                 return False
             await self._call(self._backend.set, wire, data, ttl=ttl)
             return True
         for _ in range(_ATTEMPTS):
             seen = await self.read(key)
-            if not seen.empty:
+            if self._fresh(seen):
                 return False
             if await self._call(self._cas.set_if, wire, data, seen.version, ttl=ttl):
                 return True
@@ -200,7 +206,7 @@ class Remote:
         if self._cas is None:
             return await self._call(self._backend.delete, wire)
         before = await self._call(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
-        return before is not None and not is_tombstone(before)
+        return before is not None and holds_value(before, self._clock.wall())
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were there when it began."""
@@ -211,7 +217,7 @@ class Remote:
             return sum(await self._each(wires, self._backend.delete))
         found = await self._get_many(wires)
         await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
-        return sum(not _see(data, None).empty for data in found.values())
+        return sum(self._fresh(_see(data, None)) for data in found.values())
 
     async def touch(self, key: str, ttl: float, stale_for: float) -> bool:
         """Give an entry a new ttl, counted from now."""
@@ -222,7 +228,7 @@ class Remote:
                 if self._touch is not None:
                     return await self._call(self._touch.touch, wire, ttl=_lifetime(ttl))
                 data, keep = b"%d" % seen.number, ttl
-            elif seen.envelope is not None:
+            elif seen.envelope is not None and self._fresh(seen):
                 age = max(0.0, self._clock.wall() - seen.envelope.created_at)
                 keep = ttl + stale_for
                 envelope = seen.envelope._replace(token=new_token(), fresh_for=age + ttl, keep_for=age + keep)
@@ -253,22 +259,21 @@ class Remote:
                 pass  # not a counter: an int in an envelope, a tombstone, or something else
         for _ in range(_ATTEMPTS):
             seen = await self.read(key)
-            number, left = 0, ttl
+            number, lifetime = 0, ttl
             if seen.number is not None:
                 number = seen.number
                 if self._touch is not None:
-                    left = FOREVER if (rest := await self.counter_ttl(key)) is None else rest
-            elif seen.envelope is not None:
-                number = decode(seen.envelope)
-                left = max(seen.envelope.fresh_for - max(0.0, self._clock.wall() - seen.envelope.created_at), 0.001)
+                    lifetime = FOREVER if (rest := await self.counter_ttl(key)) is None else rest
+            elif seen.envelope is not None and self._fresh(seen):
+                number, lifetime = decode(seen.envelope), seen.left(self._clock.wall())
             if type(number) is not int or not -(2**63) <= number + delta < 2**63:
                 msg = f"cannot add {delta} to {key!r}: it holds {number!r}, and counters are 64-bit integers"
                 raise DecodeError(msg)
             data = b"%d" % (number + delta)
             if self._cas is None:
-                await self._call(self._backend.set, wire, data, ttl=_lifetime(left))
+                await self._call(self._backend.set, wire, data, ttl=_lifetime(lifetime))
                 return number + delta
-            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(left)):
+            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime)):
                 return number + delta
         raise self._too_busy(key)
 
@@ -382,6 +387,9 @@ class Remote:
             raise
         self._breaker.succeeded()
         return result
+
+    def _fresh(self, seen: Seen) -> bool:
+        return seen.left(self._clock.wall()) > 0
 
     def _tombstone(self) -> bytes:
         return tombstone(new_token(), self._clock.wall())

@@ -20,9 +20,7 @@ EXTRAS = (
     "aiobotocore", "aiohttp", "aiomcache", "boto3", "fastapi", "hiredis", "httpx", "motor", "opentelemetry",
     "prometheus_client", "pydantic", "pymongo", "redis", "rich", "starlette", "uvicorn",
 )  # fmt: skip
-MODULES = sorted(
-    module.name for module in pkgutil.walk_packages(acache.__path__, "acache.") if "._" not in module.name
-)
+MODULES = sorted(module.name for module in pkgutil.walk_packages(acache.__path__, "acache.") if "._" not in module.name)
 
 
 def run(source: str, *blocked: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +136,13 @@ def test_a_module_says_what_it_is(name: str):
 
 def test_annotations_resolve_at_run_time():
     """Frameworks that read annotations find every name of the facade's signatures."""
-    for function in (acache.Cache.__init__, acache.Cache.get, acache.Cache.set, acache.Cache.get_or_load, acache.cached):
+    for function in (
+        acache.Cache.__init__,
+        acache.Cache.get,
+        acache.Cache.set,
+        acache.Cache.get_or_load,
+        acache.cached,
+    ):
         assert typing.get_type_hints(function)
 
 

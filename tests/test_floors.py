@@ -114,7 +114,7 @@ def test_imports_go_down_only():
         if parts[0] != "acache" or not here:
             continue
         there = parts[1] if len(parts) > 1 else ""
-        if there == here or there == FOUNDATION:
+        if there in {here, FOUNDATION}:
             continue
         if there not in FLOORS or FLOORS[there] >= FLOORS[here]:
             wrong.append(str(found))

@@ -346,7 +346,10 @@ async def test_the_wrapper_looks_like_the_function(cache: Cache):
     assert asyncio.iscoroutinefunction(wrapped)
     assert inspect.isfunction(wrapped)
     assert inspect.signature(wrapped) == inspect.signature(get_user)
-    assert inspect.signature(wrapped, follow_wrapped=False).parameters.keys() == inspect.signature(get_user).parameters.keys()
+    assert (
+        inspect.signature(wrapped, follow_wrapped=False).parameters.keys()
+        == inspect.signature(get_user).parameters.keys()
+    )
     assert typing.get_type_hints(wrapped) == typing.get_type_hints(get_user)
     assert wrapped.__annotations__ == get_user.__annotations__
     assert (wrapped.__name__, wrapped.__qualname__, wrapped.__module__, wrapped.__doc__, wrapped.note) == (
@@ -523,14 +526,15 @@ async def test_refresh_and_bypass_of_a_method():
     assert await one.shared(7) == "fresh 7"
 
 
-async def test_helpers_through_an_instance_are_bound_to_it():
-    """What the types promise: ``instance.method.refresh(x)`` and ``bypass(x)`` pass the instance on."""
+async def test_helpers_of_a_method_take_the_instance_where_they_need_it():
+    """Called through an instance or the class they are the same: the instance is left out with ``self`` only."""
     one = Repository("bound")
-    assert await one.shared.bypass(8) == "bound 8"
-    assert await one.shared.refresh(8) == "bound 8"
-    assert await one.templated.refresh(8) == "bound 8"
-    assert one.templated.key(8) == "repository:bound:8"
-    assert await one.templated.invalidate(8) is True
+    assert await Repository.shared.bypass(one, 8) == "bound 8"
+    assert await one.shared.refresh(one, 8) == "bound 8"
+    assert await Repository.templated.refresh(one, 8) == "bound 8"
+    assert one.templated.key(one, 8) == "repository:bound:8"
+    assert await one.shared.invalidate(8) is True
+    assert await Repository.templated.invalidate(one, 8) is True
 
 
 async def test_a_template_keeps_instances_apart():
@@ -585,7 +589,17 @@ class Session:
 
 @pytest.mark.parametrize(
     "value",
-    [Session(), object(), lambda: 1, Session, [Session()], {"a": Session()}, (1, {2: Session()}), iter([]), (x for x in ())],
+    [
+        Session(),
+        object(),
+        lambda: 1,
+        Session,
+        [Session()],
+        {"a": Session()},
+        (1, {2: Session()}),
+        iter([]),
+        (x for x in ()),
+    ],
     ids=lambda value: type(value).__name__,
 )
 async def test_an_unstable_argument_is_refused_with_its_remedy(cache: Cache, calls: Calls, value: Any):
@@ -699,7 +713,18 @@ async def test_a_template_keeps_types_and_texts_apart(cache: Cache):
     @cache.cached(key="k:{a}:{b}")
     async def f(a: Any, b: Any) -> None: ...
 
-    pairs = [(1, 2), ("1", 2), (1, "2"), ("1", "2"), (1.0, 2), (True, 2), (None, 2), ("None", 2), ("1:2", 3), (1, "2:3")]
+    pairs = [
+        (1, 2),
+        ("1", 2),
+        (1, "2"),
+        ("1", "2"),
+        (1.0, 2),
+        (True, 2),
+        (None, 2),
+        ("None", 2),
+        ("1:2", 3),
+        (1, "2:3"),
+    ]
     pairs += [("a:b", "c"), ("a", "b:c"), ('"1"', 2), ("%", "%"), ("%25", "%"), ("", ":"), (":", ""), ("", "")]
     assert len({f.key(*pair) for pair in pairs}) == len(pairs)
 
@@ -916,7 +941,12 @@ async def test_events_are_sent_for_decorated_calls():
         await f(1)
         await f(1)
         await f(1)
-        assert [type(event) for event in recorder.events if isinstance(event, (Hit, Miss, Loaded))] == [Miss, Loaded, Hit, Hit]
+        assert [type(event) for event in recorder.events if isinstance(event, (Hit, Miss, Loaded))] == [
+            Miss,
+            Loaded,
+            Hit,
+            Hit,
+        ]
         assert {event.key for event in recorder.events} == {f.key(1)}
 
 

@@ -237,7 +237,7 @@ class RedisBackend:
     # Cas ------------------------------------------------------------------------------------------------------------
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
-        """See `Cas.get_versioned`; the version is the first 16 bytes."""
+        """See `Cas.get_versioned`; the version is the first 40 bytes."""
         data = await self.get(key)
         return data, None if data is None else data[:HEAD_BYTES]
 

@@ -221,6 +221,9 @@ def decoder(classes: Classes) -> Callable[[bytes], Any]:
         if code in (_ENUM, _FIELDS, _MODEL):
             path, *parts = decode(content)
             cls = classes.get(path)
+            if cls is not None and _kind(cls) not in _KINDS[code]:
+                msg = f"{path} is not of the kind that was stored"
+                raise DecodeError(msg)
             if cls is None:
                 msg = f"holds a {path}: pass type=, or register the class with Msgpack(types=[...])"
                 raise DecodeError(msg)
@@ -394,6 +397,7 @@ def _same_fields(cls: type, found: dict[str, Any], expected: Iterable[str]) -> N
         raise DecodeError(msg)
 
 
+_KINDS: Final[dict[int, tuple[str, ...]]] = {_ENUM: ("enum",), _FIELDS: ("dataclass", "struct"), _MODEL: ("pydantic",)}
 _MAKERS: Final[dict[int, Callable[..., Any]]] = {_ENUM: _make_member, _FIELDS: _make_object, _MODEL: _make_model}
 
 

@@ -8,7 +8,7 @@ shared future costs (a shield each would cost three times as much).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
 
@@ -26,35 +26,52 @@ _flying: ContextVar[Flight | None] = ContextVar("acache_flight", default=None)
 class Flight:
     """One running load."""
 
-    __slots__ = ("_early_until", "_task", "_waiters", "background", "closed", "early", "key", "loop", "waiting_on")
+    __slots__ = (
+        "_early",
+        "_early_since",
+        "_task",
+        "_waiters",
+        "background",
+        "closed",
+        "key",
+        "loop",
+        "tags",
+        "waiting_on",
+    )
 
-    def __init__(self, key: str, loop: asyncio.AbstractEventLoop, *, background: bool) -> None:
+    def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
         self.key: Final = key
+        self.tags: Final = tags
         self.loop: Final = loop
         self.background = background
         """Whether it goes on when nobody waits any more."""
-        self.early: Any = UNSERVED
-        """A value that may be served instead of waiting, until its time is over."""
-        self._early_until = 0.0
+        self._early: Any = UNSERVED
+        self._early_since = 0.0
         self.closed = False
         self.waiting_on: Final[list[Flight]] = []
         """The flights its loader waits for at this moment."""
-        self._waiters: Final[set[asyncio.Future[Any]]] = set()
+        self._waiters: Final[dict[asyncio.Future[Any], float]] = {}
+        """Each with its patience: how stale a value may be, in seconds, to be taken instead of waiting."""
         self._task: asyncio.Task[Any] | None = None
 
-    def serve_early(self, value: Any, until: float) -> None:
-        """Answer those who wait, and until a monotonic instant those who come, with ``value``, and go on behind."""
-        self.early = value
-        self._early_until = until
-        self.background = True
-        for waiter in self._waiters:
+    def serve_early(self, value: Any, age: float, now: float) -> bool:
+        """Answer whoever has the patience for a value that is ``age`` seconds stale, and go on behind.
+
+        Fresh values have an age below zero.  Returns whether somebody was answered.
+        """
+        self._early, self._early_since = value, now - age
+        served = [waiter for waiter, patience in self._waiters.items() if age < patience]
+        for waiter in served:
+            del self._waiters[waiter]
             if not waiter.done():
                 waiter.set_result(value)
-        self._waiters.clear()
+        # Whoever has been served will not cancel it by leaving.
+        self.background = self.background or bool(served)
+        return bool(served)
 
-    def serves_early(self, now: float) -> bool:
-        """Tell whether a caller need not wait."""
-        return self.early is not UNSERVED and now < self._early_until
+    def early(self, patience: float, now: float) -> Any:
+        """Return the value that a caller of this patience may have at once, or `UNSERVED`."""
+        return self._early if self._early is not UNSERVED and now - self._early_since < patience else UNSERVED
 
     def waits_for(self, other: Flight) -> bool:
         """Tell whether this flight is ``other``, or cannot end before it does."""
@@ -99,17 +116,17 @@ class Flight:
                 waiter.set_result(task.result())
         self._waiters.clear()
 
-    async def wait(self) -> Any:
+    async def wait(self, patience: float) -> Any:
         """Wait for the value; this caller's cancellation is nobody else's."""
         waiter = self.loop.create_future()
-        self._waiters.add(waiter)
+        self._waiters[waiter] = patience
         try:
             return await waiter
         finally:
             self._leave(waiter)
 
     def _leave(self, waiter: asyncio.Future[Any]) -> None:
-        self._waiters.discard(waiter)
+        self._waiters.pop(waiter, None)
         if not self._waiters and not self.background and self._task is not None and not self._task.done():
             self.background = True  # abandoned once is enough
             self._task.cancel()
@@ -170,23 +187,30 @@ class Flights:
             return None
         return flight
 
-    def start(self, key: str, load: Callable[[Flight], Coroutine[Any, Any, Any]], *, background: bool) -> Flight:
+    def start(
+        self,
+        key: str,
+        load: Callable[[Flight], Coroutine[Any, Any, Any]],
+        *,
+        tags: Collection[str] = (),
+        background: bool,
+    ) -> Flight:
         """Start a flight; in the same synchronous step in which the caller found that there is none."""
-        flight = Flight(key, asyncio.get_running_loop(), background=background)
+        flight = Flight(key, asyncio.get_running_loop(), tags, background=background)
         self.running[key] = flight
         self._all.add(flight)
         flight.start(_fly(flight, load), self._landed)
         return flight
 
-    async def join(self, flight: Flight) -> Any:
-        """Wait for a flight.
+    async def join(self, flight: Flight, patience: float) -> Any:
+        """Wait for a flight, or for the stale value it serves early to those with the patience for its age.
 
         Raises:
             RecursiveLoad: the caller is part of what the flight waits for.
         """
         inside = _flying.get()
         if inside is None:
-            return await flight.wait()
+            return await flight.wait(patience)
         if flight.waits_for(inside):
             msg = (
                 f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
@@ -195,13 +219,18 @@ class Flights:
             raise RecursiveLoad(msg)
         inside.waiting_on.append(flight)
         try:
-            return await flight.wait()
+            return await flight.wait(patience)
         finally:
             inside.waiting_on.remove(flight)
 
     def forget(self, key: str) -> None:
         """Let a running load hand its value to those who wait, but let nobody join it any more."""
         self.running.pop(key, None)
+
+    def forget_tagged(self, tags: Collection[str]) -> None:
+        """Forget the flights that load something under one of ``tags``."""
+        for key in [key for key, flight in self.running.items() if not set(tags).isdisjoint(flight.tags)]:
+            del self.running[key]
 
     def forget_all(self) -> None:
         """Forget every key's flight."""

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 from unittest import SkipTest
 
 from ..backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Scan, Touch
+from ..entry import HEAD_BYTES
 from ..errors import AcacheError, BackendError, DecodeError, KeyMissing
 
 __all__ = ["BackendConformance"]
@@ -539,14 +540,16 @@ class BackendConformance:
 
     @promise
     async def test_swap_returns_what_it_replaced(self, backend: Backend) -> None:
-        """At least its first 16 bytes; None for nothing."""
+        """At least its first 40 bytes; None for nothing."""
         cas, key = having(backend, Cas), self.key()
-        assert await cas.swap(key, b"0123456789abcdef-first", ttl=_LONG) is None
+        first = bytes(range(100))
+        assert await cas.swap(key, first, ttl=_LONG) is None
         before = await cas.swap(key, b"second", ttl=_LONG)
         assert before is not None
-        assert b"0123456789abcdef-first".startswith(before)
-        assert len(before) >= 16
-        assert await backend.get(key) == b"second"
+        assert first.startswith(before)
+        assert len(before) >= HEAD_BYTES
+        assert await cas.swap(key, b"third", ttl=_LONG) == b"second"
+        assert await backend.get(key) == b"third"
 
     # Helpers --------------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import logging
 import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar, Token
 from types import FrameType, FunctionType, ModuleType
 from typing import Any, Final, Literal, Self, TypeAlias
 
@@ -29,6 +30,8 @@ FAR: Final = tuple(kind for kind in KINDS if kind != "memory")
 
 
 # ---------------------------------------------------------------------------------------------- stopping at a point
+
+_inside: Final[ContextVar[bool]] = ContextVar("inside a call of the backend", default=False)
 
 
 class Stop:
@@ -81,22 +84,29 @@ class Tracer:
 
     async def around(self, name: str, effect: Callable[[], Awaitable[Any]]) -> Any:
         """Carry out a call with its two points."""
+        if _inside.get():  # an engine that uses one of its operations for another: one call, not two
+            return await effect()
         call = len(self.calls)
         self.calls.append(name)
         await self.reach(call, name, "before")
         self.under_way += 1
+        inside = _inside.set(name != "load")
         try:
             result = await effect()
         except Exception:
-            self.under_way -= 1
+            self._leave(inside)
             await self.reach(call, name, "after")
             raise
         except BaseException:
-            self.under_way -= 1
+            self._leave(inside)
             raise
-        self.under_way -= 1
+        self._leave(inside)
         await self.reach(call, name, "after")
         return result
+
+    def _leave(self, inside: Token[bool]) -> None:
+        self.under_way -= 1
+        _inside.reset(inside)
 
     async def load(self, value: Any) -> Any:
         """Be a loader with a point before and a point after it got its value."""

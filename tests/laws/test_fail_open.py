@@ -219,9 +219,7 @@ async def test_near_hits_do_not_notice(backend: FaultyBackend, clock: FakeClock)
         assert cache.stats().backend_errors == 0
 
 
-async def test_loads_are_kept_near_during_an_outage_or_not_but_one_runs_at_a_time(
-    cache: Cache, backend: FaultyBackend
-):
+async def test_loads_are_kept_near_during_an_outage_or_not_but_one_runs_at_a_time(cache: Cache, backend: FaultyBackend):
     """Single-flight holds without the far tier."""
     backend.fail()
     loads = 0
@@ -320,9 +318,7 @@ async def open_breaker(cache: Cache, backend: FaultyBackend) -> None:
     backend.calls.clear()
 
 
-async def test_the_breaker_opens_after_five_failures_in_a_row(
-    cache: Cache, backend: FaultyBackend, recorder: Recorder
-):
+async def test_the_breaker_opens_after_five_failures_in_a_row(cache: Cache, backend: FaultyBackend, recorder: Recorder):
     """Four are borne; a success starts the count again; the fifth is told, and the engine is left alone."""
     backend.fail()
     for _ in range(4):
@@ -379,9 +375,7 @@ async def test_after_a_while_one_operation_is_let_through(
     assert backend.calls == ["get", "get"]
 
 
-async def test_a_success_closes_the_breaker(
-    cache: Cache, backend: FaultyBackend, clock: FakeClock, recorder: Recorder
-):
+async def test_a_success_closes_the_breaker(cache: Cache, backend: FaultyBackend, clock: FakeClock, recorder: Recorder):
     """From then on everything works as before."""
     await cache.set("k", "v")
     await open_breaker(cache, backend)
@@ -397,9 +391,7 @@ async def test_a_success_closes_the_breaker(
     assert await cache.get("k") is None
 
 
-async def test_the_pause_grows_to_half_a_minute_and_no_further(
-    cache: Cache, backend: FaultyBackend, clock: FakeClock
-):
+async def test_the_pause_grows_to_half_a_minute_and_no_further(cache: Cache, backend: FaultyBackend, clock: FakeClock):
     """However long the outage was, thirty seconds after the server is back it is used again."""
     await open_breaker(cache, backend)
     for _ in range(20):
@@ -517,7 +509,9 @@ async def test_aclose_during_an_outage(backend: FaultyBackend):
 
 
 @pytest.fixture
-async def redis(private_redis: Callable[..., PrivateRedis]) -> AsyncIterator[tuple[PrivateRedis, Cache, FakeClock, Recorder]]:
+async def redis(
+    private_redis: Callable[..., PrivateRedis],
+) -> AsyncIterator[tuple[PrivateRedis, Cache, FakeClock, Recorder]]:
     """A Redis of the test's own, and a cache over it whose breaker goes by a fake clock."""
     server = private_redis()
     clock, recorder = FakeClock(), Recorder()
@@ -573,7 +567,7 @@ async def test_a_paused_server_holds_up_many_callers_for_one_deadline(
     try:
         started = time.monotonic()
         assert await asyncio.gather(*[cache.get(f"k{number}") for number in range(100)]) == [None] * 100
-        assert time.monotonic() - started < 1.0
+        assert time.monotonic() - started < 50 * cache.policy.backend_timeout, "they waited one after the other"
     finally:
         server.resume()
 

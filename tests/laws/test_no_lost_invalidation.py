@@ -869,7 +869,7 @@ def try_schedules(make: Callable[[], Topology], removal: str, *, processes: int,
     redis = make().redis
 
     @settings(
-        max_examples=20 if redis else 100,
+        max_examples=100 if redis else 200,
         phases=[Phase.explicit, Phase.generate] if redis else list(Phase),
         deadline=None,
         suppress_health_check=list(HealthCheck),

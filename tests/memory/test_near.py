@@ -67,8 +67,7 @@ class LeastRecentlyUsed(RuleBasedStateMachine):
     @rule(key=KEYS)
     def link(self, key: str) -> None:
         if key in self.model:
-            self.shortcuts[f"to {key}"] = self.model[key]
-            self.space.link(key, self.shortcuts, f"to {key}")
+            self.space.link(key, self.shortcuts, f"to {key}", self.model[key])
 
     @rule()
     def clear(self) -> None:
@@ -117,8 +116,7 @@ class Bounded(RuleBasedStateMachine):
         space = self.memory.space(namespace)
         if key in space.records:
             space.touch(key)
-            space.link(key, self.shortcuts, (namespace, key))
-            self.shortcuts[namespace, key] = space.records[key][0]
+            space.link(key, self.shortcuts, (namespace, key), space.records[key][0])
 
     @rule(namespace=NAMESPACES, key=KEYS)
     def pop(self, namespace: str, key: str) -> None:
@@ -304,9 +302,9 @@ def linked() -> tuple[Memory, Space, dict[Any, Any]]:
     """Return a near tier with one record and a shortcut to it."""
     memory = Memory(max_entries=2)
     space = memory.space("n")
-    shortcuts: dict[Any, Any] = {1: "value"}
+    shortcuts: dict[Any, Any] = {}
     space.put("k", record("value"), 0.0)
-    space.link("k", shortcuts, 1)
+    space.link("k", shortcuts, 1, "value")
     return memory, space, shortcuts
 
 
@@ -327,11 +325,10 @@ def test_a_shortcut_goes_with_its_record(way: str):
     elif way == "clear all":
         memory.clear()
     elif way == "relink":
-        space.link("k", {2: "value"}, 2)
+        space.link("k", {}, 2, "value")
     else:
         space.put("k", record("value", until=10.0), 0.0)
-        space.link("k", shortcuts, 1)
-        shortcuts[1] = "value"
+        space.link("k", shortcuts, 1, "value")
         memory.max_entries = 1000  # type: ignore[misc]
         for number in range(2000):
             space.put(f"k{number % 500}", record(number, until=1e9), 100.0)
@@ -343,8 +340,7 @@ def test_a_shortcut_goes_with_its_record(way: str):
 def test_linking_a_shortcut_again_keeps_it():
     """Two callers of a cold key both link the one shortcut; it must not be dropped by the second."""
     _, space, shortcuts = linked()
-    shortcuts[1] = "value"
-    space.link("k", shortcuts, 1)
+    space.link("k", shortcuts, 1, "value")
     assert shortcuts == {1: "value"}
     space.pop("k")
     assert shortcuts == {}
