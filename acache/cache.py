@@ -1121,7 +1121,10 @@ class Cache:
         self._scope.backoffs.pop(load.key, None)
         if self._observers:
             self._emit(Loaded(namespace=self._namespace, key=load.key, seconds=took))
-        if load.condition is None or load.condition(value):
+        if flight.abandoned:
+            # It was cancelled and would not stop; whoever came later has a load, and perhaps a value, of their own.
+            self._note_refused(load)
+        elif load.condition is None or load.condition(value):
             await self._fill(attempt, value, took)
         return value
 

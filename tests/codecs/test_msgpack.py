@@ -31,7 +31,7 @@ settings.load_profile("codecs")
 # Equality ------------------------------------------------------------------------------------------------------------
 
 
-def exactly_equal(one: Any, other: Any) -> bool:  # noqa: C901, PLR0911 - a case for each sort of value
+def exactly_equal(one: Any, other: Any) -> bool:  # noqa: PLR0911 - a case for each sort of value
     """Tell whether two values are the same in every observable part: types, signs of zero, NaN payloads, zones."""
     if type(one) is not type(other):
         return False

@@ -150,9 +150,9 @@ async def test_a_load_that_the_last_waiter_left_can_be_cancelled_at_any_await_po
 
 
 async def test_a_newcomer_after_the_last_waiter_left_gets_a_load_of_its_own(topology: Topology, settle: Settle):
-    """Who comes in the very turn in which the load is being cancelled is not cancelled with it."""
+    """Who comes while the load is being cancelled is not cancelled with it."""
     cache = topology.cache()
-    for turns in range(5):
+    for turns in range(1, 5):
         key = f"key {turns}"
         old, new = Source("old"), Source("new")
         new.finish.set()
@@ -165,6 +165,18 @@ async def test_a_newcomer_after_the_last_waiter_left_gets_a_load_of_its_own(topo
         await settle()
         assert (old.cancelled, new.calls) == (1, 1)
         assert await cache.get(key) == "new"
+
+
+async def test_a_newcomer_in_the_turn_of_the_cancellation_keeps_the_load_alive(topology: Topology):
+    """The last waiter has been told to go, but has not gone: who joins now is the last waiter, and gets the value."""
+    cache, source = topology.cache(), Source("value")
+    task = asyncio.create_task(cache.get_or_load("key", source))
+    await source.began.wait()
+    task.cancel()
+    newcomer = asyncio.ensure_future(cache.get_or_load("key", source))
+    assert await gone(task)
+    source.finish.set()
+    assert await newcomer == "value"
 
 
 async def test_a_cancelled_load_that_takes_its_time_does_not_overwrite_its_successor(

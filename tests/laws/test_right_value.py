@@ -195,7 +195,7 @@ async def test_a_cancelled_request_shifts_nobody_s_reply(redis_topology: Topolog
 
     await asyncio.gather(*[caller() for _ in range(60)])
     assert answers > 300
-    assert cancelled > 300
+    assert cancelled > 100
     for key in keys:  # and the connections are still in step
         assert await cache.get(key, f"value of {key}") == f"value of {key}"
         assert await cache.ttl(key) if await cache.has(key) else True
@@ -208,5 +208,3 @@ async def test_far_values_are_nobody_else_s_objects(far_topology: Topology):
     mine = await q.get("k")
     mine.append(3)
     assert await far_topology.witness().get("k") == [1, 2]
-
-

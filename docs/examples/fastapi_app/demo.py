@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-REQUESTS = 10_000
-UNCACHED = 3_000
+REQUESTS = int(os.environ.get("ACACHE_DEMO_REQUESTS", "10000"))
+UNCACHED = REQUESTS * 3 // 10
 """The first of the same requests: all of them would take half a minute, and say the same."""
 CLIENTS = 20
 CALLERS = 1_000
