@@ -38,7 +38,7 @@ check: $(VENV)/.dev ## format, lint, types and floors: what must hold before the
 	$(PY) -m ruff check $(CODE)
 	$(PY) -m mypy --strict --explicit-package-bases acache tests/typing tests/conftest.py tests/services.py
 	MYPYPATH=$(APP) $(PY) -m mypy --strict --explicit-package-bases docs/examples
-	$(PY) -m pyright
+	$(PY) -m pyright --pythonpath $(PY)
 	$(PY) -m pytest -q tests/test_floors.py
 
 fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
