@@ -69,6 +69,7 @@ NEAR_TTL: Final = 5.0
 """Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
 unseen.  ``Memory(ttl=...)`` sets another."""
 _BACKOFFS: Final = 1000
+_DRAIN: Final = 10.0
 _LONGEST_TAG: Final = 1000
 NEVER: Final = -FOREVER
 _MISS: Final[Any] = object()
@@ -343,7 +344,7 @@ class Cache:
 
         A backend with an injected client is as open as its client.
         """
-        self._shared.closed = False
+        self._shared.closed = self._shared.breaker.closed = False
         return self
 
     async def __aexit__(
@@ -365,6 +366,8 @@ class Cache:
         for scope in shared.scopes.values():
             await scope.flights.aclose()
         if shared.backend is not None:
+            # What is under way has its deadline; a connection that is just being made could not be closed yet.
+            await shared.breaker.drain(_DRAIN)
             await shared.backend.aclose()
 
     def _check_open(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version
@@ -19,6 +20,7 @@ from .errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    CacheClosed,
     ConfigurationError,
     DecodeError,
     Unsupported,
@@ -80,14 +82,22 @@ class Breaker:
         self._openings = 0
         self._open_until = 0.0
         self._last: BaseException | None = None
+        self._running = 0
+        self._idle: asyncio.Event | None = None
+        self.closed = False
+        """Whether the cache was closed: nothing passes, so that nothing connects again."""
         self.state: State = "closed"
 
     def check(self) -> None:
         """Let one operation pass.
 
         Raises:
+            CacheClosed: the cache was closed meanwhile.
             BackendUnavailable: at once, instead of letting it wait for a dead server.
         """
+        if self.closed:
+            msg = "the cache was closed while this operation was on its way"
+            raise CacheClosed(msg)
         if self.state == "closed":
             return
         if self.state == "open" and self._clock.monotonic() >= self._open_until:
@@ -95,6 +105,26 @@ class Breaker:
             return
         msg = f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {self._last}"
         raise BackendUnavailable(msg) from self._last
+
+    def begin(self) -> None:
+        """Note that an operation is under way."""
+        self._running += 1
+
+    def end(self) -> None:
+        """Note that it has ended."""
+        self._running -= 1
+        if self._idle is not None and not self._running:
+            self._idle.set()
+
+    async def drain(self, deadline: float) -> None:
+        """Let nothing pass any more, and wait for what is under way."""
+        self.closed = True
+        if self._running:
+            self._idle = asyncio.Event()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(deadline):
+                    await self._idle.wait()
+            self._idle = None
 
     def succeeded(self) -> None:
         """Note an answer, of whatever kind."""
@@ -366,6 +396,7 @@ class Remote:
         return await self._guard(operate(*args, **options), self._deadline)
 
     async def _guard(self, operation: Awaitable[T], deadline: float | None) -> T:
+        self._breaker.begin()
         try:
             async with asyncio.timeout(deadline):
                 result = await operation
@@ -385,6 +416,8 @@ class Remote:
         except BaseException:
             self._breaker.abandoned()
             raise
+        finally:
+            self._breaker.end()
         self._breaker.succeeded()
         return result
 

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from ..errors import AcacheError
+from .flight import Node, flying
 
 __all__ = ["Batch", "NotLoaded"]
 
@@ -29,6 +30,7 @@ class Batch(Generic[T]):
         self._wanted: Final[dict[str, asyncio.Future[T]]] = {}
         self._loader: Final = loader
         self._task: asyncio.Task[None] | None = None
+        self._node: Final = Node(f"{len(keys)} keys at once")
 
     async def load(self, key: str) -> T:
         """Ask for a key, from inside its flight.
@@ -39,9 +41,14 @@ class Batch(Generic[T]):
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._wanted[key] = future
         self.decided(key)
+        flight = flying.get()
+        if flight is not None:
+            flight.waiting_on.append(self._node)
         try:
             return await future
         finally:
+            if flight is not None:
+                flight.waiting_on.remove(self._node)
             del self._wanted[key]
             if not self._wanted and self._task is not None:
                 self._task.cancel()  # harmless when it has ended; otherwise nobody waits for it any more
@@ -53,8 +60,9 @@ class Batch(Generic[T]):
             self._task = asyncio.get_running_loop().create_task(self._run(), name="acache batch load")
 
     async def _run(self) -> None:
+        flying.set(self._node)  # its loader is part of every flight that waits for it
         try:
-            loaded = await self._loader(list(self._wanted))
+            loaded = await self._call()
         except BaseException as error:
             for future in self._wanted.values():
                 if not future.done():
@@ -71,3 +79,7 @@ class Batch(Generic[T]):
                     future.set_result(loaded[key])
                 else:
                     future.set_exception(NotLoaded(key))
+
+    async def _call(self) -> Mapping[str, T]:
+        # A frame of its own, so that a StopIteration becomes a RuntimeError: a future cannot hold one.
+        return await self._loader(list(self._wanted))

@@ -15,32 +15,46 @@ from typing import Any, Final
 from ..errors import CacheClosed, RecursiveLoad
 from ..events import logger
 
-__all__ = ["UNSERVED", "Flight", "Flights"]
+__all__ = ["UNSERVED", "Flight", "Flights", "Node", "flying"]
 
 UNSERVED: Final[Any] = object()
 """What a flight has to offer before its time: nothing."""
 
-_flying: ContextVar[Flight | None] = ContextVar("acache_flight", default=None)
+flying: Final[ContextVar[Node | None]] = ContextVar("acache_flight", default=None)
+"""What the running code is part of: whatever it waits for, this waits for."""
 
 
-class Flight:
+class Node:
+    """Something that ends only after what it waits for has ended."""
+
+    __slots__ = ("key", "waiting_on")
+
+    def __init__(self, key: str) -> None:
+        self.key: Final = key
+        self.waiting_on: Final[list[Node]] = []
+        """What its loader waits for at this moment."""
+
+    def waits_for(self, other: Node) -> bool:
+        """Tell whether this is ``other``, or cannot end before it does."""
+        seen: set[int] = set()
+        pending: list[Node] = [self]
+        while pending:
+            node = pending.pop()
+            if node is other:
+                return True
+            if id(node) not in seen:
+                seen.add(id(node))
+                pending += node.waiting_on
+        return False
+
+
+class Flight(Node):
     """One running load."""
 
-    __slots__ = (
-        "_early",
-        "_early_since",
-        "_task",
-        "_waiters",
-        "background",
-        "closed",
-        "key",
-        "loop",
-        "tags",
-        "waiting_on",
-    )
+    __slots__ = ("_early", "_early_since", "_task", "_waiters", "background", "closed", "loop", "tags")
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
-        self.key: Final = key
+        super().__init__(key)
         self.tags: Final = tags
         self.loop: Final = loop
         self.background = background
@@ -48,8 +62,6 @@ class Flight:
         self._early: Any = UNSERVED
         self._early_since = 0.0
         self.closed = False
-        self.waiting_on: Final[list[Flight]] = []
-        """The flights its loader waits for at this moment."""
         self._waiters: Final[dict[asyncio.Future[Any], float]] = {}
         """Each with its patience: how stale a value may be, in seconds, to be taken instead of waiting."""
         self._task: asyncio.Task[Any] | None = None
@@ -72,19 +84,6 @@ class Flight:
     def early(self, patience: float, now: float) -> Any:
         """Return the value that a caller of this patience may have at once, or `UNSERVED`."""
         return self._early if self._early is not UNSERVED and now - self._early_since < patience else UNSERVED
-
-    def waits_for(self, other: Flight) -> bool:
-        """Tell whether this flight is ``other``, or cannot end before it does."""
-        seen: set[int] = set()
-        pending: list[Flight] = [self]
-        while pending:
-            flight = pending.pop()
-            if flight is other:
-                return True
-            if id(flight) not in seen:
-                seen.add(id(flight))
-                pending += flight.waiting_on
-        return False
 
     def start(self, load: Coroutine[Any, Any, Any], landed: Callable[[Flight], object]) -> None:
         """Run ``load`` in a task."""
@@ -208,7 +207,7 @@ class Flights:
         Raises:
             RecursiveLoad: the caller is part of what the flight waits for.
         """
-        inside = _flying.get()
+        inside = flying.get()
         if inside is None:
             return await flight.wait(patience)
         if flight.waits_for(inside):
@@ -250,5 +249,5 @@ class Flights:
 
 
 async def _fly(flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Any]]) -> Any:
-    _flying.set(flight)  # in the task's own copy of the context
+    flying.set(flight)  # in the task's own copy of the context
     return await load(flight)

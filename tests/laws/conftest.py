@@ -23,7 +23,7 @@ When: TypeAlias = Literal["before", "after"]
 
 PATIENT: Final = Policy(backend_timeout=30)
 """A policy under which a far tier that a test holds up is not given up."""
-SECONDS_TO_HANG: Final = 10
+SECONDS_TO_HANG: Final = 30
 
 KINDS: Final = ("memory", "near+backend", "backend", "redis", "near+redis")
 FAR: Final = tuple(kind for kind in KINDS if kind != "memory")
@@ -163,7 +163,8 @@ class Topology:
         self.clock: Final = FakeClock()
         self.tracer: Final = Tracer()
         self.namespace: Final = f"laws-{uuid.uuid4().hex}"
-        self._url: Final = url
+        self.client_name: Final = self.namespace[:20]
+        self._url: Final = f"{url}{'&' if '?' in url else '?'}client_name={self.client_name}" if self.redis else ""
         self._store: Final = TracedMemoryBackend(clock=self.clock)
         self._store.tracer = self.tracer
         self._caches: Final[list[Cache]] = []
@@ -221,6 +222,13 @@ class Topology:
     def witness(self) -> Cache:
         """Build a cache that sees the far tier alone."""
         return self.cache(near=False)
+
+    async def connections(self) -> int:
+        """Tell how many connections to Redis the caches made here have open."""
+        observer = RedisBackend.from_url(self._url.replace(self.client_name, "observer"), timeout=10)
+        clients: bytes = await observer._do("CLIENT", "LIST")
+        await observer.aclose()
+        return clients.count(f" name={self.client_name} ".encode())
 
     async def vanish(self, key: str) -> None:
         """Take what the far tier holds under ``key`` away without a trace, as expiry and eviction do."""

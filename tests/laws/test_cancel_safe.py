@@ -206,6 +206,29 @@ async def test_a_cancelled_load_that_takes_its_time_does_not_overwrite_its_succe
     assert await cache.get("k") == "new"
 
 
+async def test_no_loader_is_called_when_its_last_caller_has_left(topology: Topology, settle: Settle):
+    """A load whose only caller is cancelled on the way to the loader does not go on to it."""
+    cache = topology.cache()
+    left: set[str] = set()
+    late: list[tuple[str, int]] = []
+    for turns in range(120):
+        key = f"key {turns}"
+
+        async def loader(key: str = key, turns: int = turns) -> str:
+            if key in left:
+                late.append((key, turns))
+            return "value"
+
+        task = asyncio.create_task(cache.get_or_load(key, loader))
+        await settle(turns % 40)
+        task.cancel()
+        if await gone(task):
+            left.add(key)
+    await settle(100)
+    assert await cache.get("another") is None
+    assert late == []
+
+
 async def test_finish_abandoned_lets_the_load_end_and_store(topology: Topology, until: Until):
     """With ``finish_abandoned`` the load of a caller who left goes on and fills; a newcomer joins it."""
     cache, source = topology.cache(policy=FINISHING), Source()
@@ -337,6 +360,35 @@ async def test_a_batch_cancelled_in_any_turn_leaves_the_other_alone(topology: To
         first.cancel()
         assert await second == {key: f"value of {key}" for key in keys[1:]}, turns
         await asyncio.wait([first])
+
+
+async def test_a_batch_whose_first_caller_leaves_at_any_await_point_serves_the_second(
+    topology: Topology, settle: Settle, until: Until
+):
+    """One call has two keys, another waits for the second of them; the first leaves at each await point in turn."""
+    cache, tracer = topology.cache(), topology.tracer
+
+    async def many(keys: Any) -> dict[str, str]:
+        return dict(await tracer.load({key: f"value of {key}" for key in keys}))
+
+    for call in range(10):
+        for when in ("before", "after"):
+            keys = [f"{call} {when} {name}" for name in "ab"]
+            tracer.restart()
+            stop = tracer.stop(call, when)  # type: ignore[arg-type]
+            first = asyncio.create_task(cache.load_many(keys, many))
+            await until(lambda first=first, stop=stop: first.done() or stop.reached.is_set())  # type: ignore[misc]
+            await settle()
+            second = asyncio.create_task(cache.load_many(keys[1:], many))
+            await settle()
+            first.cancel()
+            await asyncio.wait([first])
+            await settle()
+            stop.release()
+            done, _ = await asyncio.wait([second], timeout=3)
+            assert done, f"the second caller hangs: the first left {when} call {call} of {tracer.calls}"
+            assert second.result() == {keys[1]: f"value of {keys[1]}"}
+    tracer.restart()
 
 
 async def test_cancelling_the_task_group_of_one_caller_spares_the_other(topology: Topology):

@@ -156,7 +156,7 @@ async def test_different_keys_do_not_wait_for_each_other(topology: Topology):
     assert await task == "slow"
 
 
-async def test_overlapping_batches_load_each_key_once(topology: Topology, until: Until):
+async def test_overlapping_batches_load_each_key_once(topology: Topology):
     """Batches whose keys overlap ask their loaders for each key once in all."""
     cache, source = topology.cache(), Source()
     batches = [[f"key {number}" for number in range(start, start + 20)] for start in range(0, 100, 5)]

@@ -1,0 +1,305 @@
+"""Law 9: the near tier stays within its bound at all times, and at rest nothing is left of what is over."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from acache import Cache, Memory, MemoryBackend, Policy
+from acache.testing import FakeClock
+
+if TYPE_CHECKING:
+    from tests.laws.conftest import Topology
+
+    Settle = Callable[..., Awaitable[None]]
+    Footprint = Callable[..., int]
+
+BOUND = 50
+TOTAL = 100_000
+WARM_UP = 5_000
+
+
+class Work:
+    """A cache whose every structure must come to rest, and ways to use it on keys that are never used again."""
+
+    def __init__(self, *, far: bool, policy: Policy | None = None) -> None:
+        self.clock = FakeClock()
+        self.backend = MemoryBackend(max_entries=BOUND, clock=self.clock) if far else None
+        self.cache = Cache(self.backend, memory=BOUND, namespace="n", policy=policy, clock=self.clock)
+        self.number = 0
+
+        @self.cache.cached(tags=["of {number}"])
+        async def function(number: int) -> int:
+            await asyncio.sleep(0)
+            return number
+
+        self.function = function
+
+    @property
+    def roots(self) -> tuple[object, ...]:
+        return (self.cache, self.function, self.backend, self.clock)
+
+    def key(self) -> str:
+        self.number += 1
+        return f"key {self.number}"
+
+    async def value(self) -> str:
+        await asyncio.sleep(0)
+        return "value"
+
+    async def many(self, keys: Any) -> dict[str, str]:
+        await asyncio.sleep(0)
+        return dict.fromkeys(keys, "value")
+
+    async def fail(self) -> str:
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+
+async def sets(work: Work) -> None:
+    await work.cache.set(work.key(), "value", tags=[f"tag {work.number}"], ttl=1 + work.number % 7)
+
+
+async def loads(work: Work) -> None:
+    await work.cache.get_or_load(work.key(), work.value, ttl=1 + work.number % 7, tags=[f"tag {work.number}"])
+
+
+async def calls(work: Work) -> None:
+    work.number += 1
+    await work.function(work.number)
+
+
+async def reads(work: Work) -> None:
+    key = work.key()
+    await work.cache.get(key)
+    await work.cache.get_many([key])
+    await work.cache.has(key)
+    work.cache.peek(key)
+
+
+async def removals(work: Work) -> None:
+    key = work.key()
+    await work.cache.set(key, "value", tags=[key])
+    await work.cache.invalidate_tags(key)
+    await work.cache.delete(key)
+
+
+async def counters(work: Work) -> None:
+    key = work.key()
+    await work.cache.incr(key)
+    await work.cache.add(key, 1)
+    await work.cache.touch(key, ttl=1)
+
+
+async def failures(work: Work) -> None:
+    try:
+        await work.cache.get_or_load(work.key(), work.fail)
+    except ZeroDivisionError:
+        pass
+
+
+async def cancellations(work: Work) -> None:
+    task = asyncio.create_task(work.cache.get_or_load(work.key(), work.value))
+    for _ in range(work.number % 6):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+async def batches(work: Work) -> None:
+    keys = [work.key() for _ in range(3)]
+    task = asyncio.create_task(work.cache.load_many([*keys, "a", "b"], work.many, ttl=0.001))
+    if work.number % 2:
+        for _ in range(work.number % 9):
+            await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.wait([task])
+
+
+async def removals_during_loads(work: Work) -> None:
+    task = asyncio.create_task(work.cache.get_or_load(work.key(), work.value, tags=["tag"]))
+    await asyncio.sleep(0)
+    await (work.cache.delete(f"key {work.number}") if work.number % 2 else work.cache.invalidate_tags("tag"))
+    await task
+
+
+async def stale_answers(work: Work) -> None:
+    key = work.key()
+    await work.cache.set(key, "stale", ttl=1)
+    work.clock.advance(2)
+    await work.cache.get_or_load(key, work.fail if work.number % 2 else work.value)
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+WORK = [
+    sets, loads, calls, reads, removals, counters, failures, cancellations, batches, removals_during_loads,
+    stale_answers,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["memory", "near+backend"])
+@pytest.mark.parametrize("use", WORK)
+async def test_nothing_grows(use: Callable[[Work], Awaitable[None]], far: bool, settle: Settle, footprint: Footprint):
+    """After thousands of operations on as many keys the cache holds no more objects than after the first thousand."""
+    policy = Policy(ttl=10, stale_while_revalidate=50, stale_if_error=100) if use is stale_answers else None
+    work = Work(far=far, policy=policy)
+
+    async def run(count: int) -> int:
+        for _ in range(count):
+            await use(work)
+            work.clock.advance(0.01)
+        await settle(50)
+        assert len(asyncio.all_tasks()) == tasks
+        assert work.cache.stats().near_entries <= BOUND
+        return footprint(*work.roots)
+
+    await settle()
+    tasks = len(asyncio.all_tasks())
+    early = await run(1500)
+    late = await run(1500)
+    assert late <= early * 1.1 + 50
+    await work.cache.aclose()
+
+
+@pytest.mark.parametrize("far", [False, True], ids=["memory", "near+backend"])
+async def test_a_hundred_thousand_keys_leave_nothing(far: bool, settle: Settle, footprint: Footprint):
+    """100,000 loads of as many keys, many at a time and some cancelled, leave what 5,000 left."""
+    work = Work(far=far)
+    early = 0
+    tasks = len(asyncio.all_tasks())
+    while work.number < TOTAL:
+        group = [asyncio.create_task(work.cache.get_or_load(work.key(), work.value)) for _ in range(1000)]
+        await asyncio.sleep(0)
+        for task in group[::5]:
+            task.cancel()
+        await asyncio.wait(group)
+        assert work.cache.stats().near_entries <= BOUND
+        if work.number == WARM_UP:
+            await settle()
+            early = footprint(*work.roots)
+    del group, task
+    await settle()
+    assert footprint(*work.roots) <= early * 1.1 + 50
+    assert len(asyncio.all_tasks()) == tasks
+    assert work.cache.stats().near_entries <= BOUND
+    await work.cache.aclose()
+
+
+async def test_redis_at_rest_holds_no_task(redis_topology: Topology, settle: Settle, footprint: Footprint):
+    """A few thousand loads, cancellations and failures over Redis leave no task and no growing structure."""
+    cache = redis_topology.cache(memory=Memory(max_entries=BOUND) if redis_topology.near else None)
+
+    async def value() -> str:
+        await asyncio.sleep(0)
+        return "value"
+
+    async def many(keys: Any) -> dict[str, str]:
+        return dict.fromkeys(keys, "value")
+
+    async def round_of(number: int) -> None:
+        group: list[asyncio.Task[Any]] = []
+        for each in range(40):
+            key = f"{number} {each}"
+            group.append(asyncio.create_task(cache.get_or_load(key, value, ttl=60)))
+            group.append(asyncio.create_task(cache.load_many([key, f"{key}+"], many, ttl=60)))
+        for _ in range(number % 30):
+            await asyncio.sleep(0)
+        for task in group[::3]:
+            task.cancel()
+        _, pending = await asyncio.wait(group, timeout=10)
+        for task in pending:
+            task.cancel()
+        assert not pending
+
+    before = {task for task in asyncio.all_tasks() if task.get_name().startswith("acache")}
+    for number in range(40):
+        await round_of(number)
+    async with asyncio.timeout(10):
+        for _ in range(2000):
+            await settle(1)
+    left = {task for task in asyncio.all_tasks() if task.get_name().startswith("acache")} - before
+    assert not left
+    assert cache.stats().near_entries <= BOUND
+
+
+@pytest.mark.parametrize("bound", [1, 2, 7, 128])
+async def test_the_near_tier_is_within_its_bound_after_every_step(topology: Topology, bound: int):
+    """However entries come in, there are never more than ``max_entries``, over all namespaces together."""
+    if not topology.near:
+        return
+    cache = topology.cache(memory=Memory(max_entries=bound))
+    view = cache.view(namespace=topology.namespace + ":other")
+
+    async def value() -> str:
+        return "value"
+
+    async def many(keys: Any) -> dict[str, str]:
+        return dict.fromkeys(keys, "value")
+
+    for number in range(150):
+        each = (cache, view)[number % 2]
+        if number % 5 == 0:
+            await each.set_many({f"{number} {index}": 1 for index in range(5)})
+        elif number % 5 == 1:
+            await each.load_many([f"{number} {index}" for index in range(5)], many)
+        elif number % 5 == 2:
+            await each.set(str(number), 1)
+        elif number % 5 == 3:
+            await each.get_many([f"{number - 3} {index}" for index in range(5)])
+        else:
+            await each.get_or_load(str(number), value)
+        assert cache.stats().near_entries <= bound
+
+
+async def test_the_near_tier_is_within_its_bytes_after_every_step():
+    """With ``max_bytes`` the measured bytes never exceed it, and what can never fit is not kept."""
+    cache = Cache(memory=Memory(max_entries=1000, max_bytes=10_000, sizeof=len))
+    for number in range(500):
+        await cache.set(f"key {number % 50}", "x" * (number * 37 % 3000))
+        assert cache.stats().near_bytes <= 10_000
+    await cache.set("small", "x")
+    await cache.set("too large", "x" * 20_000)
+    assert cache.peek("too large") is None
+    await cache.set("small", "x" * 20_000)
+    assert cache.peek("small") is None
+    await cache.clear()
+    assert (cache.stats().near_bytes, cache.stats().near_entries) == (0, 0)
+    await cache.aclose()
+
+
+async def test_expired_entries_make_room_without_being_asked_for():
+    """Entries past their time go as others come in, although nobody asks for them and the bound is far."""
+    clock = FakeClock()
+    cache = Cache(memory=100_000, clock=clock)
+    for number in range(2000):
+        await cache.set(f"old {number}", 1, ttl=1)
+    clock.advance(2)
+    for number in range(2000):
+        await cache.set(f"new {number}", 1, ttl=1000)
+    assert cache.stats().near_entries <= 2100
+    await cache.aclose()
+
+
+async def test_a_closed_cache_is_garbage(settle: Settle):
+    """Nothing of this library keeps a cache alive that its user has let go of."""
+    import weakref
+
+    cache = Cache(MemoryBackend(), namespace="n", policy=Policy(soft_timeout=5, stale_if_error=5))
+
+    async def value() -> str:
+        return "value"
+
+    await cache.get_or_load("k", value)
+    view = cache.view(namespace="other")
+    await view.set("k", 1)
+    await cache.aclose()
+    gone = weakref.ref(cache)
+    del cache, view
+    await settle()
+    gc.collect()
+    assert gone() is None
