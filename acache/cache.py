@@ -29,6 +29,7 @@ from .errors import (
     InvalidKey,
     KeyMissing,
     LoadTimeout,
+    short,
 )
 from .events import (
     BackendFailed,
@@ -69,7 +70,7 @@ NEAR_TTL: Final = 5.0
 """Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
 unseen.  ``Memory(ttl=...)`` sets another."""
 _BACKOFFS: Final = 1000
-_DRAIN: Final = 10.0
+_GRACE: Final = 1.0
 _LONGEST_TAG: Final = 1000
 NEVER: Final = -FOREVER
 _MISS: Final[Any] = object()
@@ -129,7 +130,7 @@ class _Attempt:
 class _Scope:
     """What the views of one namespace share."""
 
-    __slots__ = ("backoffs", "flights", "space", "tags", "watch")
+    __slots__ = ("backoffs", "batches", "flights", "space", "tags", "watch")
 
     def __init__(self, space: Space | None) -> None:
         self.space: Final = space
@@ -137,6 +138,19 @@ class _Scope:
         self.watch: Final = Watch()
         self.tags: Final = Tags()
         self.backoffs: Final[dict[str, float]] = {}
+        self.batches: Final[set[asyncio.Task[None]]] = set()
+        """The calls of batch loaders under way."""
+
+    async def aclose(self) -> None:
+        """End every load, and wait until they have ended."""
+        await self.flights.aclose()
+        loop, here = asyncio.get_running_loop(), asyncio.current_task()
+        batches = [task for task in self.batches if task.get_loop() is loop and task is not here]
+        for task in batches:
+            if not task.cancelling():  # a second time would cut its cleaning up short
+                task.cancel()
+        if batches:
+            await asyncio.wait(batches)
 
 
 @dataclass(slots=True)
@@ -282,8 +296,7 @@ class Cache:
         direct = memory is not None and not self._isolated and not shared.observers
         self._records: dict[str, Record] = scope.space.records if scope.space is not None and direct else {}
         # A policy that refreshes ahead must see every hit of a load.
-        ahead = bool(policy.early_refresh) or policy.refresh_ahead is not None
-        self._load_records: dict[str, Record] = {} if ahead else self._records
+        self._load_records: dict[str, Record] = {} if _ahead(policy) else self._records
         # And the path of a plain write, where only the near tier has to know.
         self._plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
         self._plain_ttl = min(self._ttl, self._near_ttl)
@@ -364,15 +377,15 @@ class Cache:
         if shared.memory is not None:
             shared.memory.clear()
         for scope in shared.scopes.values():
-            await scope.flights.aclose()
+            await scope.aclose()
         if shared.backend is not None:
-            # What is under way has its deadline; a connection that is just being made could not be closed yet.
-            await shared.breaker.drain(_DRAIN)
+            # What is under way may be making a connection, which could not be closed yet.
+            await shared.breaker.drain(_GRACE)
             await shared.backend.aclose()
 
     def _check_open(self) -> None:
         if self._shared.closed:
-            msg = "this cache was closed: build a new one"
+            msg = "this cache was closed: open it again with `async with`, or build a new one"
             raise CacheClosed(msg)
 
     # Reading --------------------------------------------------------------------------------------------------------
@@ -687,6 +700,9 @@ class Cache:
         self._check_open()
         lifetime = self._lifetime(ttl)
         names = _tag_names(tags)
+        if not isinstance(items, Mapping):
+            msg = f"items={short(items)}: pass a dict of values by key"
+            raise ConfigurationError(msg)
         items = {check_key(key): value for key, value in items.items()}
         if self._remote is None:
             cells = self._scope.tags.cells(names)
@@ -744,7 +760,7 @@ class Cache:
         if record is not None and record[1] > now:
             value, lifetime, extra = self._near_value(record), record[1] - now, record[3]
         if type(value) is not int or not -(2**63) <= value + delta < 2**63:
-            msg = f"cannot add {delta} to {key!r}: it holds {value!r}, and counters are 64-bit integers"
+            msg = f"cannot add {short(delta)} to {key!r}: it holds {short(value)}, and counters are 64-bit integers"
             raise DecodeError(msg)
         self._forget(key)
         self._put(key, self._near_form(value + delta), lifetime, extra, now)
@@ -884,7 +900,17 @@ class Cache:
             EncodeError: the loaded value cannot be stored.
             Exception: whatever ``loader`` raised, as it is; it is not cached.
         """
-        if policy is None:
+        plan, names = self._policy, cast("tuple[str, ...]", ())
+        if not (
+            ttl is stale_while_revalidate is stale_if_error is DEFAULT
+            and policy is None
+            and tags == ()
+            and callable(loader)
+        ):
+            _check_loader(loader)
+            plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
+            names = _tag_names(tags)
+        if plan is self._policy or not _ahead(plan):
             try:  # the same hit path as in get()
                 value, fresh_until, _, extra = self._load_records[key]
                 if extra is None and fresh_until > self._now():
@@ -893,9 +919,6 @@ class Cache:
                     return value  # type: ignore[no-any-return]
             except (KeyError, TypeError):
                 pass
-        _check_loader(loader)
-        plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
-        names = _tag_names(tags) if tags else ()
         return await self._resolve(Load(check_key(key), loader, plan, self._counters, names, type))  # type: ignore[no-any-return]
 
     async def refresh(
@@ -944,7 +967,7 @@ class Cache:
         missing = [key for key in wanted if key not in values]
         if not missing:
             return values
-        batch: Batch[T] = Batch(missing, loader)
+        batch: Batch[T] = Batch(missing, loader, self._scope.batches)
         loads = [
             self._one_of(batch, Load(key, partial(batch.load, key), plan, self._counters, names, type))
             for key in missing
@@ -992,9 +1015,7 @@ class Cache:
                 self._note_hit(key, "near" if self._remote is None else "far", stale=True, counters=load.counters)
                 return self._own(early, load)
             if not started:
-                load.counters.coalesced += 1
-                if self._observers:
-                    self._emit(Coalesced(namespace=self._namespace, key=key))
+                self._note_coalesced(load)
             result = await flights.join(flight, _patience(policy))
             if type(result) is not _Fallback:
                 return self._own(result, load)
@@ -1027,6 +1048,8 @@ class Cache:
             fly = partial(self._fly_again, load, None)
             behind = load.policy.finish_abandoned
             flight = self._scope.flights.start(load.key, fly, tags=load.tags, background=behind)
+        else:
+            self._note_coalesced(load)
         result = await self._scope.flights.join(flight, NEVER)
         if type(result) is not _Fallback:
             return self._own(result, load)
@@ -1105,6 +1128,9 @@ class Cache:
             except BackendError as error:
                 self._tolerate("get_or_load", load.key, error, load.policy)
                 attempt.version = _UNKNOWN
+        if flight.abandoned:
+            # A client library may have swallowed the cancellation on the way here.
+            raise asyncio.CancelledError
         load.counters.loads += 1
         started = self._now()
         try:
@@ -1151,7 +1177,7 @@ class Cache:
     async def _run(self, load: Load) -> Any:
         timeout = load.policy.load_timeout
         if timeout is None:
-            return await load.loader()
+            return await _awaitable(load)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a flight is a task
         late = False
@@ -1163,7 +1189,7 @@ class Cache:
 
         timer = self._clock.call_later(timeout, expire)
         try:
-            return await load.loader()
+            return await _awaitable(load)
         except asyncio.CancelledError:
             if late and task.uncancel() == 0:
                 msg = f"the loader of {load.key!r} took longer than load_timeout={timeout} s"
@@ -1186,6 +1212,10 @@ class Cache:
             if self._now() - attempt.looked_at <= FILL_WITHIN:
                 try:
                     filled = await remote.fill(load.key, envelope, attempt.version)
+                    if filled and not remote.guarded and not attempt.current:
+                        # An engine that cannot compare and set may have put the old value over a newer one, or over
+                        # nothing.  Nothing is the safe side.
+                        await remote.delete(load.key)
                 except BackendError as error:
                     # Whether it was stored is unknown, and so is whether it would have been refused: not near either.
                     self._note_failure("fill", load.key, error, raised=False)
@@ -1238,7 +1268,9 @@ class Cache:
     def _plan(self, policy: Policy | None, ttl: Ttl, swr: Seconds | Default, sie: Seconds | Default) -> Policy:
         """Return the policy of one call."""
         base = policy or self._policy
-        _refuse_lease(base)
+        if policy is not None:
+            _check_parts(policy=policy)
+            _refuse_lease(base)
         if ttl is DEFAULT and swr is DEFAULT and sie is DEFAULT:
             plan = base
         else:
@@ -1295,7 +1327,7 @@ class Cache:
             stale_while_revalidate: as for `get_or_load`.
             stale_if_error: as for `get_or_load`.
             type: what a far value is decoded as; by default the return annotation.
-            policy: replaces the cache's policy for this function.
+            policy: replaces the cache's policy for this function; the rules named above win over it.
 
         Raises:
             ConfigurationError: not a coroutine function, or a template or ``ignore`` that names no parameter.
@@ -1323,8 +1355,7 @@ class Cache:
                 )
                 raise ConfigurationError(msg)
             self._shared.functions.add(prefix)
-        ahead = bool(rules.policy.early_refresh) or rules.policy.refresh_ahead is not None
-        direct = self._space is not None and self._records is self._space.records and not ahead
+        direct = self._space is not None and self._records is self._space.records and not _ahead(rules.policy)
         return Hooks(
             resolve=self._resolve,
             reload=self._reload,
@@ -1509,6 +1540,11 @@ class Cache:
         if self._observers:
             self._emit(Miss(namespace=self._namespace, key=key))
 
+    def _note_coalesced(self, load: Load) -> None:
+        load.counters.coalesced += 1
+        if self._observers:
+            self._emit(Coalesced(namespace=self._namespace, key=load.key))
+
     def _note_refused(self, load: Load) -> None:
         load.counters.fills_refused += 1
         if self._observers:
@@ -1673,6 +1709,11 @@ def _finite(lifetime: float) -> float | None:
     return None if lifetime == FOREVER else lifetime
 
 
+def _ahead(policy: Policy) -> bool:
+    """Tell whether a policy has to see each hit, as some of them refresh."""
+    return bool(policy.early_refresh) or policy.refresh_ahead is not None
+
+
 def _patience(policy: Policy) -> float:
     """Return how stale a value may be for a caller to take it while a load runs."""
     return policy.stale_for if policy.soft_timeout is not None else policy.stale_while_revalidate
@@ -1686,28 +1727,38 @@ def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:
     return bool(policy.early_refresh) and -load_time * policy.early_refresh * log(1.0 - random()) >= left  # noqa: S311
 
 
+def _awaitable(load: Load) -> Awaitable[Any]:
+    result = load.loader()
+    if not hasattr(result, "__await__"):
+        msg = (
+            f"the loader of {load.key!r} returned a {type(result).__qualname__} instead of an awaitable: use async def"
+        )
+        raise TypeError(msg)
+    return result
+
+
 def _check_delta(delta: object) -> None:
     if not isinstance(delta, int) or isinstance(delta, bool):
-        msg = f"delta={delta!r}: counters count in whole numbers"
+        msg = f"delta={short(delta)}: counters count in whole numbers"
         raise ConfigurationError(msg)
 
 
 def _several(values: Iterable[str], name: str) -> Iterable[str]:
-    if isinstance(values, str):
-        msg = f"{name}={values!r}: pass several, as in [{values!r}]; a str would be read letter by letter"
+    if isinstance(values, str) or not isinstance(values, Iterable):
+        msg = f"{name}={short(values)}: pass several, as in [{short(values)}]"
         raise InvalidKey(msg)
     return values
 
 
 def _tag_names(tags: Iterable[str]) -> tuple[str, ...]:
     """Read tags: non-empty text, each once."""
-    if isinstance(tags, str):
-        msg = f"tags={tags!r}: pass several, as in [{tags!r}]; a str would be read letter by letter"
+    if isinstance(tags, str) or not isinstance(tags, Iterable):
+        msg = f"tags={short(tags)}: pass several, as in [{short(tags)}]"
         raise ConfigurationError(msg)
     names = tuple(tags)
     for name in names:
         if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) <= _LONGEST_TAG or _broken(name):
-            msg = f"tags={names!r}: a tag is a non-empty str of Unicode text, of at most {_LONGEST_TAG} bytes"
+            msg = f"tags={short(names)}: a tag is a non-empty str of Unicode text, of at most {_LONGEST_TAG} bytes"
             raise ConfigurationError(msg)
     return tuple(dict.fromkeys(names))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, short
 
 __all__ = ["FOREVER", "Clock", "Seconds", "SystemClock", "Timer", "seconds", "ttl_seconds"]
 
@@ -74,10 +74,10 @@ def seconds(value: object, name: str, *, zero: bool = True) -> float:
     elif isinstance(value, (int, float)) and not isinstance(value, bool):
         number = float(value) if abs(value) < _ENDLESS else math.inf
     else:
-        msg = f"{name}={value!r}: pass seconds as a number or a timedelta"
+        msg = f"{name}={short(value)}: pass seconds as a number or a timedelta"
         raise ConfigurationError(msg)
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-        msg = f"{name}={value!r}: must be a finite number of seconds {'of at least' if zero else 'above'} zero"
+        msg = f"{name}={short(value)}: must be a finite number of seconds {'of at least' if zero else 'above'} zero"
         raise ConfigurationError(msg)
     return number
 

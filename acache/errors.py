@@ -24,6 +24,9 @@ The loader's own exceptions are not in this tree: they reach the caller as they 
 
 from __future__ import annotations
 
+import reprlib
+from typing import Final
+
 __all__ = [
     "AcacheError",
     "BackendError",
@@ -41,7 +44,17 @@ __all__ = [
     "RecursiveLoad",
     "Unsupported",
     "ValueTooLarge",
+    "short",
 ]
+
+
+_cutter: Final = reprlib.Repr()
+_cutter.maxstring = _cutter.maxother = _cutter.maxlong = 80
+
+
+def short(value: object) -> str:
+    """Return the repr of a value for a message, cut in the middle when it is long."""
+    return _cutter.repr(value)
 
 
 class AcacheError(Exception):

@@ -19,7 +19,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, Final
 
-from .errors import ConfigurationError, InvalidKey
+from .errors import ConfigurationError, InvalidKey, short
 
 __all__ = ["Template", "WireKeys", "argument_text", "arguments_text", "check_key", "check_namespace", "digest"]
 
@@ -36,7 +36,7 @@ def check_key(key: object) -> str:
         InvalidKey: not a non-empty ``str`` of Unicode text.
     """
     if not isinstance(key, str):
-        msg = f"a key is a non-empty str, not {key!r} ({type(key).__qualname__}): pass str(...) of it"
+        msg = f"a key is a non-empty str, not {short(key)} ({type(key).__qualname__}): pass str(...) of it"
         raise InvalidKey(msg)
     if not key:
         msg = "a key must not be empty"
@@ -47,7 +47,7 @@ def check_key(key: object) -> str:
         try:
             key.encode()
         except UnicodeEncodeError as error:
-            msg = f"a key must be Unicode text, and {key!r} holds a lone surrogate"
+            msg = f"a key must be Unicode text, and {short(key)} holds a lone surrogate"
             raise InvalidKey(msg) from error
     return key
 
@@ -240,7 +240,7 @@ class Template:
 
     __slots__ = ("_parts", "names", "text")
 
-    def __init__(self, text: str, annotations: Mapping[str, Any], owner: str) -> None:
+    def __init__(self, text: str, annotations: Mapping[str, Any], owner: str, role: str = "key") -> None:
         self.text: Final = text
         self._parts: Final[list[Callable[[Mapping[str, Any]], str]]] = []
         self.names: Final[set[str]] = set()
@@ -248,12 +248,12 @@ class Template:
             try:
                 check_key(text)
             except InvalidKey as error:
-                msg = f"{owner}: key={text!r}: {error}"
+                msg = f"{owner}: {role}={text!r}: {error}"
                 raise ConfigurationError(msg) from error
         try:
             pieces = list(string.Formatter().parse(text))
         except ValueError as error:
-            msg = f"{owner}: key={text!r} is not a template: {error}"
+            msg = f"{owner}: {role}={text!r} is not a template: {error}"
             raise ConfigurationError(msg) from error
         ends = {literal[0] for before, (literal, *_) in pairwise(pieces) if before[1] is not None and literal}
         after_field = False
@@ -261,7 +261,7 @@ class Template:
             if literal:
                 self._parts.append(lambda _, literal=literal: literal)  # type: ignore[misc]
             elif after_field and field is not None:
-                msg = f"{owner}: key={text!r}: put something between two fields, or their texts run into each other"
+                msg = f"{owner}: {role}={text!r}: put something between two fields, or their texts run into each other"
                 raise ConfigurationError(msg)
             after_field = field is not None
             if field is None:
@@ -269,13 +269,13 @@ class Template:
             name = re.split(r"[.\[]", field, maxsplit=1)[0]
             if name not in annotations:
                 known = ", ".join(annotations) or "none"
-                msg = f"{owner}: key={text!r} names {name!r}, which is not a parameter (there are: {known})"
+                msg = f"{owner}: {role}={text!r} names {name!r}, which is not a parameter (there are: {known})"
                 raise ConfigurationError(msg)
             if conversion not in (None, "r", "s", "a") or any(not part for part in re.split(r"[.\[]", field)):
-                msg = f"{owner}: key={text!r}: {{{field}{f'!{conversion}' if conversion else ''}}} is not a field"
+                msg = f"{owner}: {role}={text!r}: {{{field}{f'!{conversion}' if conversion else ''}}} is not a field"
                 raise ConfigurationError(msg)
             if spec and "{" in spec:
-                msg = f"{owner}: key={text!r}: a format specification cannot hold fields"
+                msg = f"{owner}: {role}={text!r}: a format specification cannot hold fields"
                 raise ConfigurationError(msg)
             self.names.add(name)
             declared = annotations[name] if name == field else None

