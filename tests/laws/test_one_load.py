@@ -172,12 +172,11 @@ async def test_overlapping_batches_load_each_key_once(topology: Topology):
 async def test_two_batches_that_wait_for_each_other_both_end(topology: Topology):
     """Of two batches each loads what the other has not, in whatever order they name the keys."""
     cache, first, second = topology.cache(), Source(), Source()
+    first.finish.set()
+    second.finish.set()
     a = asyncio.create_task(cache.load_many(["1", "2", "3"], first.many))
     b = asyncio.create_task(cache.load_many(["4", "3", "2", "5"], second.many))
     c = asyncio.create_task(cache.load_many(["5", "4", "1"], second.many))
-    await first.began.wait()
-    first.finish.set()
-    second.finish.set()
     assert await a == {key: f"value of {key}" for key in "123"}
     assert await b == {key: f"value of {key}" for key in "4325"}
     assert await c == {key: f"value of {key}" for key in "541"}
