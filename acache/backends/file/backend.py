@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import Final, Self, TypeVar, TypeVarTuple, Unpack
+from pathlib import Path
+from typing import Final, Self, TypeVar, TypeVarTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import anyio
@@ -15,15 +16,24 @@ import anyio.to_thread
 
 from ...clock import FOREVER, Clock, SystemClock
 from ...entry import counter
-from ...errors import BackendError, BackendRefused, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
-from ...errors import ValueTooLarge
+from ...errors import (
+    BackendError,
+    BackendRefused,
+    BackendUnavailable,
+    ConfigurationError,
+    DecodeError,
+    KeyMissing,
+    ValueTooLarge,
+)
 from ..base import KeyLimits, Version
+from .disk import CHUNK, Temporary
 from .record import Record
-from .store import CHUNK, Store, Temporary
+from .store import Store
 
 __all__ = ["FileBackend"]
 
 T = TypeVar("T")
+D = TypeVar("D")
 Ts = TypeVarTuple("Ts")
 
 _INT64: Final = range(-(2**63), 2**63)
@@ -71,7 +81,7 @@ class FileBackend:
             msg = f"threads={threads!r}: must be at least 1"
             raise ConfigurationError(msg)
         self._clock: Final = clock or SystemClock()
-        self._store: Final = Store(os.path.abspath(path), max_bytes=max_bytes, fsync=fsync, clock=self._clock)
+        self._store: Final = Store(str(Path(path).absolute()), max_bytes=max_bytes, fsync=fsync, clock=self._clock)
         self._threads: Final = threads
         self._limiter: anyio.CapacityLimiter | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,7 +133,7 @@ class FileBackend:
 
     async def aclose(self) -> None:
         """Wait for what is being tidied up in the background; the entries stay."""
-        await self._in_worker(self._store.wait)
+        await self._in_worker(self._store.room.wait)
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
@@ -143,7 +153,7 @@ class FileBackend:
 
         found: dict[str, bytes] = {}
         for chunk in _steps(keys):
-            found |= await self._read({}, get, chunk)
+            found |= await self._in_worker(get, chunk)
         return found
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
@@ -191,10 +201,11 @@ class FileBackend:
 
     async def ttl(self, key: str, /) -> float | None:
         """See `Touch.ttl`."""
-        expires_at = await self._read(None, self._store.expires_at, key)
-        if expires_at is None:
+        body = await self._read(None, self._store.find, key)
+        if body is None:
             msg = f"no entry under {key!r}"
             raise KeyMissing(msg)
+        expires_at = body.record.expires_at
         return None if expires_at == FOREVER else max(0.0, expires_at - self._clock.wall())
 
     # Clear, Scan ----------------------------------------------------------------------------------------------------
@@ -207,7 +218,7 @@ class FileBackend:
     async def scan(self, prefix: str, /) -> AsyncIterator[str]:
         """See `Scan.scan`; all entries are looked at, 256 at a time."""
         async for shard, names in self._entries():
-            for key in await self._read([], self._store.keys, shard, names, prefix):
+            for key in await self._write(self._store.keys, shard, names, prefix):
                 yield key
 
     async def _entries(self) -> AsyncIterator[tuple[str, list[str]]]:
@@ -247,11 +258,13 @@ class FileBackend:
             yield None
             return
 
-        async def chunks() -> AsyncIterator[bytes]:
-            file, at, length = body
-            end = at + length
-            while at < end:
-                chunk = await self._write(os.pread, file.number, min(CHUNK, end - at), at)
+        async def chunks() -> AsyncGenerator[bytes]:
+            if body.file is None:
+                yield body.data
+                return
+            at = 0
+            while at < body.record.length:
+                chunk = await self._write(body.file.read, CHUNK, at)
                 if not chunk:
                     msg = f"the file of {key!r} was cut while it was read"
                     raise BackendUnavailable(msg)
@@ -280,7 +293,7 @@ class FileBackend:
                 await self.set(key, bytes(pending), ttl=ttl)
                 return
             await self._write(self._store.append, body, bytes(pending))
-            await self._write(self._store.commit_body, body, ttl)
+            await self._write(self._store.commit_body, key, body, ttl)
         except BaseException:
             if body is not None:
                 with anyio.CancelScope(shield=True):
@@ -295,28 +308,26 @@ class FileBackend:
         It goes on behind the scenes by itself, bit by bit, while there are writes; this is for those who cannot wait.
         """
         for shard in await self._write(self._store.shards):
-            await self._write(self._store.sweep_shard, shard)
-        await self._write(self._store.make_room)
+            await self._write(self._store.tidy, shard)
+        await self._write(self._store.room.make)
 
     # Workers --------------------------------------------------------------------------------------------------------
 
-    async def _read(self, default: T, work: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def _read(self, default: D, work: Callable[[*Ts], T], *args: *Ts) -> T | D:
         """Run ``work`` in a worker; what cannot be read is not there."""
         try:
             return await self._in_worker(work, *args)
         except OSError:
             return default
 
-    async def _write(self, work: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def _write(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         """Run ``work`` in a worker; a failing disk is an error."""
         try:
             return await self._in_worker(work, *args)
-        except BackendError:
-            raise  # some are ``OSError`` too
         except OSError as error:
             raise _translate(error) from error
 
-    async def _in_worker(self, work: Callable[[Unpack[Ts]], T], *args: Unpack[Ts]) -> T:
+    async def _in_worker(self, work: Callable[[*Ts], T], *args: *Ts) -> T:
         loop = asyncio.get_running_loop()
         if self._limiter is None or self._loop is not loop:
             # Threads of its own: an application that waits for the cache in all of anyio's would wait for ever.

@@ -26,6 +26,7 @@ _CHECKED: Final = struct.Struct(">dIQ32s8s")
 _CHECK_AT: Final = len(_MAGIC)
 _CHECKED_AT: Final = _CHECK_AT + 32
 _HERE: Final = bytes(8)
+_BLOCK: Final = 4096
 HEAD_SIZE: Final = _CHECKED_AT + _CHECKED.size
 INLINE: Final = 64 * 1024
 """Up to this size a body stands in the entry's own file: one file is one rename and cannot disagree with itself."""
@@ -53,6 +54,11 @@ class Record:
         return self.body_at + (self.length if self.body_id == _HERE else 0)
 
     @property
+    def size_on_disk(self) -> int:
+        """The bytes of its files, rounded up as file systems do: a thousand small entries are a thousand blocks."""
+        return _blocks(self.file_size) + (0 if self.body_id == _HERE else _blocks(self.length))
+
+    @property
     def body_at(self) -> int:
         """Where a body that stands behind the key begins."""
         return HEAD_SIZE + len(self.key)
@@ -76,3 +82,7 @@ def unpack(data: bytes, file_size: int) -> Record | None:
         return None
     record = Record(checked[_CHECKED.size :], expires_at, length, digest, body_id)
     return record if record.file_size == file_size and len(record.key) == key_length else None
+
+
+def _blocks(size: int) -> int:
+    return -(-size // _BLOCK) * _BLOCK
