@@ -309,7 +309,7 @@ class FileBackend:
         """
         for shard in await self._write(self._store.shards):
             await self._write(self._store.tidy, shard)
-        await self._write(self._store.room.make)
+        await self._write(self._store.room.keep)
 
     # Workers --------------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,18 @@ except ImportError as error:  # pragma: no cover - Windows
     msg = "FileBackend needs a POSIX system: it locks with flock and opens files relative to directories"
     raise ImportError(msg) from error
 
-__all__ = ["CHUNK", "READ", "SHARED", "Descriptor", "Shard", "Temporary", "locked", "open_root", "open_shard", "remove"]
+__all__ = [
+    "CHUNK",
+    "READ",
+    "Descriptor",
+    "Shard",
+    "Temporary",
+    "locked",
+    "open_root",
+    "open_shard",
+    "open_shared",
+    "remove",
+]
 
 CHUNK: Final = 256 * 1024
 """Bytes of a body held in memory at a time."""
@@ -29,7 +40,7 @@ CHUNK: Final = 256 * 1024
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # Not blocking: a FIFO somebody put there must not hold a thread until its other end is opened.
 READ: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-SHARED: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SHARED: Final = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -139,17 +150,28 @@ def open_shard(path: str, name: str, *, make: bool = False) -> Iterator[Shard]:
 
 
 @contextmanager
+def open_shared(directory: int, name: str) -> Iterator[int]:
+    """Open a file that all processes write in place; make it where it is missing."""
+    try:
+        fd = os.open(name, _SHARED, dir_fd=directory)
+    except FileNotFoundError:
+        fd = os.open(name, _SHARED | os.O_CREAT, 0o600, dir_fd=directory)
+        os.fchmod(fd, 0o600)  # whatever the umask
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def locked(directory: int, name: str) -> Iterator[None]:
     """Hold a lock file; the kernel lets go of it when the process dies."""
-    fd = os.open(name, SHARED, 0o600, dir_fd=directory)
-    try:
+    with open_shared(directory, name) as fd:
         fcntl.flock(fd, fcntl.LOCK_EX)
         try:
             yield
         finally:
             fcntl.flock(fd, fcntl.LOCK_UN)  # a child forked meanwhile has the descriptor too
-    finally:
-        os.close(fd)
 
 
 def remove(directory: int, name: str) -> None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from ...clock import Clock
 from ...errors import ValueTooLarge
-from .disk import SHARED, Shard, locked, open_root
+from .disk import Shard, locked, open_root, open_shared
 
 __all__ = ["Room"]
 
@@ -69,13 +69,13 @@ class Room:
             msg = f"{length} bytes are more than four fifths of max_bytes={self._max_bytes}"
             raise ValueTooLarge(msg)
 
-    def make(self, size: int = 0) -> None:
-        """Keep the bound: behind the scenes when it comes near, at once when this write would pass it."""
+    def keep(self) -> None:
+        """After a write: make room behind the scenes where the bound comes near, at once where it is passed."""
         if not self.bounded:
             return
-        used = self._used() + size
+        used = self._used()
         if used > self._max_bytes:
-            self._shrink(size)
+            self._shrink()
         elif used > _HIGH * self._max_bytes:
             self._in_background(self._shrink)
 
@@ -89,7 +89,8 @@ class Room:
             os.pwrite(fd, max(0, used + change).to_bytes(8, "little"), at)
 
     def tend(self) -> None:
-        """After a write: now and then, look through one shard behind the scenes."""
+        """After a write: keep the bound, and now and then look through one shard behind the scenes."""
+        self.keep()
         now = self._clock.monotonic()
         if now < self._sweep_at:
             return
@@ -111,24 +112,21 @@ class Room:
 
     @contextmanager
     def _sizes(self, root: int) -> Iterator[int]:
-        fd = os.open("sizes", SHARED, 0o600, dir_fd=root)
-        try:
+        with open_shared(root, "sizes") as fd:
             if os.fstat(fd).st_size != 8 * _SHARDS:
                 os.ftruncate(fd, 8 * _SHARDS)
                 self._in_background(self._count)
             yield fd
-        finally:
-            os.close(fd)
 
     def _count(self) -> None:
         """Count what was there before anybody counted."""
         for index in range(_SHARDS):
             self._tidy(f"{index:02x}")
-        self.make()
+        self.keep()
 
-    def _shrink(self, size: int = 0) -> None:
-        """Remove the longest unused of samples of the entries until a fifth is free, and room for ``size``."""
-        goal = min(int(_LOW * self._max_bytes), self._max_bytes - size)
+    def _shrink(self) -> None:
+        """Remove the longest unused of samples of the entries until a fifth is free."""
+        goal = int(_LOW * self._max_bytes)
         with open_root(self._path) as root, locked(root, "sweep.lock"):
             if self._used() <= goal:
                 return  # somebody else made room meanwhile

@@ -32,7 +32,7 @@ from typing import Final, TypeAlias
 from ...clock import FOREVER, Clock
 from ...entry import HEAD_BYTES
 from .disk import READ, Descriptor, Shard, Temporary, locked, open_root, open_shard, remove
-from .record import HEAD_SIZE, INLINE, LARGEST_RECORD, Record, pack, unpack
+from .record import INLINE, LARGEST_RECORD, Record, pack, unpack
 from .room import Room
 
 __all__ = ["Body", "Store"]
@@ -159,7 +159,6 @@ class Store:
     def incr(self, key: str, ttl: float | None, add: Callable[[bytes | None], int]) -> int:
         """Replace a counter by what ``add`` makes of it."""
         place = Place(key)
-        self.room.make(HEAD_SIZE + len(place.key))
         with open_shard(self.path, place.shard, make=True) as shard, locked(shard.fd, "lock"):
             before = self._find(shard, place)
             total = add(None if before is None else before.first(HEAD_BYTES))
@@ -214,7 +213,6 @@ class Store:
         place = Place(key)
         digest = body.finish(fsync=self._fsync)
         record = Record(place.key, self._expiry(ttl), body.length, digest, os.urandom(8))
-        self.room.make(record.size_on_disk)
         with open_shard(self.path, place.shard) as shard:
             head = self._prepare(shard, record)
             with locked(shard.fd, "lock"):
@@ -227,7 +225,6 @@ class Store:
         apart = len(data) > INLINE
         digest = hashlib.sha256(data).digest()
         record = Record(place.key, self._expiry(ttl), len(data), digest, os.urandom(8) if apart else bytes(8))
-        self.room.make(record.size_on_disk)
         with open_shard(self.path, place.shard, make=True) as shard:
             prepared: list[Temporary] = []
             try:
@@ -331,9 +328,9 @@ class Store:
             state = os.fstat(fd)
             if not stat.S_ISREG(state.st_mode) or state.st_size > LARGEST_RECORD:
                 return None, b""
-            if note and self._clock.wall() - state.st_mtime > _USED_AGAIN:
+            if note and (now := self._clock.wall()) - state.st_mtime > _USED_AGAIN:
                 with suppress(OSError):
-                    os.utime(fd, (self._clock.wall(),) * 2)
+                    os.utime(fd, (now, now))
             data = os.pread(fd, state.st_size if whole else _PEEK, 0)
             record = unpack(data, state.st_size)
             if record is None and len(data) < state.st_size:
