@@ -20,6 +20,7 @@ These functions raise ``OSError`` as it comes; what it means is said by `FileBac
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -354,10 +355,17 @@ class Store:
         entries: list[tuple[float, str, str]] = []
         bodies: set[str] = set()
         total = 0
+        certain = True  # that what cannot be read is not there: without a free descriptor, nothing can be read
         with suppress(FileNotFoundError), open_shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
             names = os.listdir(shard.fd)  # noqa: PTH208 - a descriptor
             for name in filter(_ENTRY_NAME.fullmatch, names):
-                record = self._peek(shard, name)
+                try:
+                    record = self._read(shard, name)[0]
+                except OSError as error:
+                    if error.errno != errno.ELOOP:  # a link is nothing of ours
+                        certain = False
+                        continue
+                    record = None
                 if record is None or record.expires_at <= now:
                     remove(shard.fd, name)
                     continue
@@ -367,7 +375,7 @@ class Store:
                 entries.append((_used_at(shard, name), shard_name, name))
             for name in names:
                 # A body is renamed and referred to under this lock: one that nobody refers to is nobody's.
-                orphan = _BODY_NAME.fullmatch(name) and name not in bodies
+                orphan = certain and _BODY_NAME.fullmatch(name) and name not in bodies
                 if orphan or (_TEMPORARY_NAME.fullmatch(name) and now - _used_at(shard, name) > _ABANDONED):
                     remove(shard.fd, name)
             self.room.account(shard, total, exactly=True)
