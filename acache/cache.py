@@ -312,8 +312,8 @@ class Cache:
     def from_url(cls, url: str, **options: Any) -> Self:
         """Build a cache over the backend that ``url`` names; ``options`` are those of `Cache`.
 
-        ``memory://`` (no far tier), ``redis://host:port/db``, ``rediss://``, ``valkey://``, ``unix://path``, ``null://``.
-        Nothing connects yet.
+        ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db``, ``rediss://``, ``valkey://``,
+        ``unix://path``, ``null://``.  Nothing connects yet.
 
         Raises:
             ConfigurationError: an unknown scheme, or options in the URL that the engine does not have.

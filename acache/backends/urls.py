@@ -11,7 +11,7 @@ from .null import NullBackend
 __all__ = ["open_backend"]
 
 _REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
-_SCHEMES: Final = "memory://, redis://, rediss://, valkey://, valkeys://, unix://, null://"
+_SCHEMES: Final = "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, null://"
 
 
 def open_backend(url: str) -> Backend | None:
@@ -31,6 +31,10 @@ def open_backend(url: str) -> Backend | None:
             msg = f"{scheme}:// takes no host, path or options; those of Cache go beside the URL"
             raise ConfigurationError(msg)
         return None if scheme == "memory" else NullBackend()
+    if scheme == "file":
+        from .file import FileBackend  # noqa: PLC0415 - brings worker threads along
+
+        return FileBackend.from_url(url)
     if scheme in _REDIS:
         from .redis import RedisBackend  # noqa: PLC0415 - the client library is an extra
 
