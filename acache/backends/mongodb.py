@@ -3,7 +3,9 @@
 One document for each entry::
 
     {_id: the key, token: 8 random bytes of this write, expires: a date, absent for ever,
-     data: the bytes, or n: a 64-bit integer where the bytes are a counter's digits}
+     data: the bytes, head: the first 40 of them}
+
+A counter has, in place of ``data`` and ``head``, the 64-bit integer ``n``; so has whatever else is plain digits.
 
 Every instant is the server's: writes store ``$$NOW`` plus the ttl, and reads compare with ``$$NOW``, so machines with
 different clocks agree.  Every write of one entry is one ``update`` or ``findAndModify`` of one ``_id``, which MongoDB
@@ -21,7 +23,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from typing import Any, Final, Protocol, Self, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
-from ..entry import counter, new_token
+from ..entry import HEAD_BYTES, counter, new_token
 from ..errors import (
     BackendError,
     BackendRefused,
@@ -51,9 +53,6 @@ _LARGEST: Final = 16 * 1024 * 1024 - 16 * 1024
 _LONGEST_MS: Final = 10**14
 """Three thousand years: a date that every tool can still show."""
 _CHUNK: Final = 1000
-_ATTEMPTS: Final = 8
-
-_DUPLICATE: Final = 11000
 _REFUSED: Final = frozenset((13, 18, 8000, 10107, 14031))
 """Unauthorized, AuthenticationFailed, Atlas's word for both, NotWritablePrimary, OutOfDiskSpace."""
 _TOO_LARGE: Final = frozenset((10334, 17280, 17419, 17420))
@@ -103,7 +102,7 @@ class MongoDBBackend:
         self._owned: _Client | None = None
         self._build: Callable[[], AsyncMongoClient[Json]] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._indexed = False
+        self._index_tries = 3
 
     @classmethod
     def from_url(cls, url: str, *, connect_timeout: float = 1.0, timeout: float = 1.0) -> Self:
@@ -112,8 +111,8 @@ class MongoDBBackend:
         Args:
             url: ``mongodb://[user:password@]host:port/database?collection=name``, ``mongodb+srv://``; options of the
                 ``pymongo`` package as a query.  The collection is ``acache`` unless it is named.
-            connect_timeout: seconds, to find a server and to connect to it.
-            timeout: seconds for each operation, with all that it needs.
+            connect_timeout: seconds for each attempt to connect.
+            timeout: seconds for each operation, with all that it needs: to find a server, to connect, to try again.
 
         Raises:
             ConfigurationError: a URL or option that the ``pymongo`` package does not know, or no database.
@@ -192,12 +191,11 @@ class MongoDBBackend:
             _checked(data)
         for chunk in _chunks(list(items)):
             token = new_token()
-            await self._bulk(
-                [
-                    UpdateOne({"_id": key}, [{"$replaceWith": _document(items[key], token, ttl)}], upsert=True)
-                    for key in chunk
-                ]
-            )
+            updates = [
+                UpdateOne({"_id": key}, [{"$replaceWith": _document(items[key], token, ttl)}], upsert=True)
+                for key in chunk
+            ]
+            await self._write("bulk_write", updates, ordered=False)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
         """See `Batch.delete_many`; one delete of a thousand at a time."""
@@ -277,10 +275,9 @@ class MongoDBBackend:
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """See `Cas.swap`."""
-        before = await self._modify(
-            key, _document(data, new_token(), ttl), {**_BYTES, "live": _LIVE}, ReturnDocument.BEFORE
-        )
-        return _bytes(before) if before is not None and before["live"] else None
+        new, seen = _document(data, new_token(), ttl), {"_id": 0, "head": 1, "n": 1, "live": _LIVE}
+        before = await self._modify(key, new, seen, ReturnDocument.BEFORE)
+        return _bytes(before, "head") if before is not None and before["live"] else None
 
     # The collection -------------------------------------------------------------------------------------------------
 
@@ -309,42 +306,20 @@ class MongoDBBackend:
         )
 
     async def _write(self, method: str, *args: Any, **options: Any) -> Any:
-        """Write; where another writer made the same document at the same moment, once more over that one."""
-        await self._index()
-        for _ in range(_ATTEMPTS - 1):
-            try:
-                return await self._do(method, *args, **options)
-            except BackendError as error:
-                if not isinstance(error.__cause__, errors.DuplicateKeyError):
-                    raise
+        """Write.  Of two upserts of one new key the server tries the later one again, as an update of the first."""
+        if self._index_tries:
+            await self._index()
         return await self._do(method, *args, **options)
 
-    async def _bulk(self, writes: list[UpdateOne]) -> None:
-        """Write all, and once more those that met another writer who made the same document at the same moment."""
-        await self._index()
-        for attempt in range(_ATTEMPTS):
-            try:
-                await self._do("bulk_write", writes, ordered=False)
-            except BackendError as error:
-                failed = _failed(error.__cause__)
-                if attempt == _ATTEMPTS - 1 or {one["code"] for one in failed} != {_DUPLICATE}:
-                    raise
-                writes = [writes[one["index"]] for one in failed]
-            else:
-                return
-
     async def _index(self) -> None:
-        """Ask the server, before the first write, to remove what has expired; a server that will not is no error."""
-        if self._indexed:
-            return
-        self._indexed = True  # the others need not wait for it
+        """Ask the server to remove what has expired; one that will not is no error, for reads see to expiry too."""
+        self._index_tries -= 1  # others need not wait, and an index that takes too long is not asked for endlessly
         try:
             await self._do("create_index", "expires", expireAfterSeconds=0)
-        except BaseException as error:
-            if isinstance(error, BackendError) and isinstance(error.__cause__, errors.OperationFailure):
-                return
-            self._indexed = False
-            raise
+        except BackendError as error:
+            if not isinstance(error.__cause__, errors.OperationFailure):
+                raise
+        self._index_tries = 0
 
     def _open(self, client: _Client) -> Any:
         """Return the collection, with the plain types whatever the client's are."""
@@ -415,14 +390,17 @@ def _failed(error: BaseException | None) -> list[Json]:
 def _document(data: bytes, token: bytes, ttl: float | None) -> Json:
     """Return the expression that makes a document of these bytes; a counter's digits become a number."""
     number = counter(_checked(data))
-    body = {"data": {"$literal": bytes(data)}} if number is None else {"n": Int64(number)}
-    return {"_id": "$_id", "token": {"$literal": token}, "expires": _expires(ttl), **body}
+    document = {"_id": "$_id", "token": {"$literal": token}, "expires": _expires(ttl)}
+    if number is not None:
+        return {**document, "n": Int64(number)}
+    # The head is what `swap` returns: the whole would travel back with every delete of a cache.
+    return {**document, "data": {"$literal": bytes(data)}, "head": {"$literal": bytes(data[:HEAD_BYTES])}}
 
 
-def _bytes(document: Json | None) -> bytes | None:
+def _bytes(document: Json | None, field: str = "data") -> bytes | None:
     if document is None:
         return None
-    return b"%d" % document["n"] if "n" in document else document["data"]
+    return b"%d" % document["n"] if "n" in document else document[field]
 
 
 def _expires(ttl: float | None) -> Any:
