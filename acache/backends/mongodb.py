@@ -134,6 +134,7 @@ class MongoDBBackend:
                     known,
                     serverSelectionTimeoutMS=math.ceil(connect_timeout * 1000),
                     connectTimeoutMS=math.ceil(connect_timeout * 1000),
+                    socketTimeoutMS=math.ceil(timeout * 1000),  # for close(), which timeoutMS does not cover
                     timeoutMS=math.ceil(timeout * 1000),
                 )
 

@@ -276,6 +276,18 @@ async def test_clear_leaves_what_is_not_its_own(backend: MongoDBBackend, collect
     assert collection.count_documents({}) == 3
 
 
+async def test_a_document_that_is_not_acache_s_counts_as_none(backend: MongoDBBackend, collection: Collection[Any]):
+    """It is not read, it is in nobody's way, and it is told apart from one that never expires."""
+    collection.insert_many([{"_id": key, "data": b"v", "n": 1} for key in ("get", "set", "add", "incr", "swap")])
+    assert await backend.get_many(["get", "set"]) == {}
+    assert await backend.get_versioned("get") == (None, None)
+    await backend.set("set", b"mine", ttl=None)
+    assert await backend.add("add", b"mine", ttl=None) is True
+    assert await backend.incr("incr", 5, ttl=None) == 5
+    assert await backend.swap("swap", b"mine", ttl=None) is None
+    assert len([key async for key in backend.scan("")]) == 4
+
+
 # Limits --------------------------------------------------------------------------------------------------------------
 
 
@@ -541,6 +553,19 @@ async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
             except BackendError:
                 await asyncio.sleep(0.05)
     await backend.aclose()
+
+
+async def test_closing_waits_for_no_dead_server(private_mongodb: Callable[..., PrivateMongoDB]):
+    """Paused or gone: an application can end."""
+    server = private_mongodb()
+    for stop in (server.pause, server.kill):
+        backend = MongoDBBackend.from_url(server.url + "d", connect_timeout=0.3, timeout=0.3)
+        await backend.set("k", b"v", ttl=60)
+        stop()
+        begun = time.monotonic()
+        await backend.aclose()
+        assert time.monotonic() - begun < 1.5
+        server.resume()
 
 
 async def test_what_the_server_forbids_is_refused(private_mongodb: Callable[..., PrivateMongoDB]):
