@@ -313,7 +313,8 @@ class Cache:
         """Build a cache over the backend that ``url`` names; ``options`` are those of `Cache`.
 
         ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db``, ``rediss://``, ``valkey://``,
-        ``unix://path``, ``null://``.  Nothing connects yet.
+        ``unix://path``, ``mongodb://host/database?collection=name``, ``mongodb+srv://``, ``null://``.
+        Nothing connects yet.
 
         Raises:
             ConfigurationError: an unknown scheme, or options in the URL that the engine does not have.

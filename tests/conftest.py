@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import ModuleType
 
-    from tests.services import PrivateRedis
+    from tests.services import PrivateMongoDB, PrivateRedis
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
@@ -95,6 +95,29 @@ def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
             server: PrivateRedis = services.PrivateRedis(tmp_path / f"redis-{len(servers)}", *options)
         except services.UnavailableError as error:
             missing("redis", str(error))
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture
+def private_mongodb(tmp_path: Path) -> Iterator[Callable[..., PrivateMongoDB]]:
+    """Start MongoDBs of the test's own, as `private_redis` does: `server = private_mongodb("--auth")`."""
+    try:
+        services = load_services()
+    except ImportError as error:  # fcntl: not on this platform
+        missing("mongodb", str(error))
+    servers: list[PrivateMongoDB] = []
+
+    def start(*options: str) -> PrivateMongoDB:
+        folder = tmp_path / f"mongodb-{len(servers)}"
+        try:
+            server: PrivateMongoDB = services.PrivateMongoDB(folder, *options)
+        except services.UnavailableError as error:
+            missing("mongodb", str(error))
         servers.append(server)
         return server
 

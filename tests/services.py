@@ -364,24 +364,19 @@ def plan_memcached(folder: Path) -> Plan:
     return Plan(f"memcached://{HOST}:{port}", [command], [lambda: memcached_title(port)])
 
 
+def mongodb_command(executable: str, port: int, data: Path, *options: str) -> list[str]:
+    """Return the command for a mongod that looks for expired documents every second."""
+    command = [executable, "--bind_ip", HOST, "--port", str(port), "--dbpath", str(data), "--nounixsocket", "--quiet"]
+    command += ["--wiredTigerCacheSizeGB", "0.25", "--setParameter", "ttlMonitorSleepSecs=1"]
+    return [*command, "--setParameter", "diagnosticDataCollectionEnabled=false", *options]
+
+
 def plan_mongodb(folder: Path) -> Plan:
-    """Plan a MongoDB that looks for expired documents every second."""
+    """Plan a MongoDB."""
     [port] = free_ports(1)
     data = folder / "data"
     data.mkdir(exist_ok=True)
-    command = [
-        find_mongodb(),
-        "--bind_ip",
-        HOST,
-        "--port",
-        str(port),
-        "--dbpath",
-        str(data),
-        "--nounixsocket",
-        "--quiet",
-    ]
-    command += ["--wiredTigerCacheSizeGB", "0.25", "--setParameter", "ttlMonitorSleepSecs=1"]
-    command += ["--setParameter", "diagnosticDataCollectionEnabled=false"]
+    command = mongodb_command(find_mongodb(), port, data)
     return Plan(f"mongodb://{HOST}:{port}/", [command], [lambda: mongodb_title(port)])
 
 
@@ -1096,6 +1091,28 @@ class PrivateRedis:
         """End it if it still runs, and start it again on the same port, empty."""
         self.stop()
         self._start()
+
+
+class PrivateMongoDB(PrivateRedis):
+    """A MongoDB of one test's own; `options` go to mongod, and a restart loses what was not yet on the disk."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        """Start it in a folder of its own."""
+        super().__init__(folder, *options)
+        self.url = f"mongodb://{HOST}:{self.port}/"
+
+    def _start(self) -> None:
+        self._folder.mkdir(exist_ok=True)
+        self._child = launch(mongodb_command(find_mongodb(), self.port, self._folder, *self._options), self._folder)
+        try:
+            wait_until(lambda: mongodb_title(self.port), [self._child], time.monotonic() + 20)
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self) -> None:
+        """End it at once: a replica would take its time to hand over."""
+        self.kill()
 
 
 # -------------------------------------------------------------------------------------------- the command line

@@ -175,19 +175,22 @@ def test_testing_tools_need_no_extra():
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("extra", "source"),
     [
-        "from acache.backends.redis import RedisBackend",
-        "import acache; acache.Cache.from_url('redis://localhost')",
-        "import acache; acache.Cache.from_url('valkey://localhost')",
+        ("redis", "from acache.backends.redis import RedisBackend"),
+        ("redis", "import acache; acache.Cache.from_url('redis://localhost')"),
+        ("redis", "import acache; acache.Cache.from_url('valkey://localhost')"),
+        ("mongodb", "from acache.backends.mongodb import MongoDBBackend"),
+        ("mongodb", "import acache; acache.Cache.from_url('mongodb://localhost/d')"),
+        ("mongodb", "import acache; acache.Cache.from_url('mongodb+srv://cluster.invalid/d')"),
     ],
 )
-def test_a_missing_extra_names_its_remedy(source: str):
+def test_a_missing_extra_names_its_remedy(extra: str, source: str):
     """Without the client library the error is an ImportError with the command to type."""
     result = run(source, *EXTRAS)
     assert result.returncode == 1
     assert result.stderr.rstrip().splitlines()[-1].startswith("ImportError: ")
-    assert "pip install 'acache[redis]'" in result.stderr
+    assert f"pip install 'acache[{extra}]'" in result.stderr
 
 
 def test_import_loads_no_client_library():

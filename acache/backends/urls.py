@@ -11,7 +11,10 @@ from .null import NullBackend
 __all__ = ["open_backend"]
 
 _REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
-_SCHEMES: Final = "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, null://"
+_MONGODB: Final = frozenset(("mongodb", "mongodb+srv"))
+_SCHEMES: Final = (
+    "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, mongodb://, mongodb+srv://, null://"
+)
 
 
 def open_backend(url: str) -> Backend | None:
@@ -39,5 +42,9 @@ def open_backend(url: str) -> Backend | None:
         from .redis import RedisBackend  # noqa: PLC0415 - the client library is an extra
 
         return RedisBackend.from_url(url)
+    if scheme in _MONGODB:
+        from .mongodb import MongoDBBackend  # noqa: PLC0415 - the client library is an extra
+
+        return MongoDBBackend.from_url(url)
     msg = f"unknown scheme {scheme!r}; known are {_SCHEMES}"  # not the URL itself: it may hold a password
     raise ConfigurationError(msg)

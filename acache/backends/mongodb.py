@@ -1,0 +1,430 @@
+"""`MongoDBBackend`: a MongoDB collection, by way of ``pymongo`` or of a ``motor`` client that is passed in.
+
+One document for each entry::
+
+    {_id: the key, token: 8 random bytes of this write, expires: a date, absent for ever,
+     data: the bytes, head: the first 40 of them}
+
+A counter has, in place of ``data`` and ``head``, the 64-bit integer ``n``; so has whatever else is plain digits.
+
+Every instant is the server's: writes store ``$$NOW`` plus the ttl, and reads compare with ``$$NOW``, so machines with
+different clocks agree.  Every write of one entry is one ``update`` or ``findAndModify`` of one ``_id``, which MongoDB
+carries out atomically.  Keys stand in filters as ``_id`` only, bytes under ``$literal``: neither is ever an operator.
+
+Commands sent: find, update, findAndModify, delete, createIndexes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, Self, TypeVar, cast
+from urllib.parse import unquote, urlsplit
+
+from ..entry import HEAD_BYTES, counter, new_token
+from ..errors import (
+    BackendError,
+    BackendRefused,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigurationError,
+    DecodeError,
+    KeyMissing,
+    ValueTooLarge,
+)
+from .base import KeyLimits, Version
+
+try:
+    from bson import CodecOptions, Int64, MaxKey
+    from bson.errors import BSONError
+    from pymongo import AsyncMongoClient, MongoClient, ReturnDocument, UpdateOne, errors
+except ImportError as error:  # pragma: no cover - shown by a test that runs without the extra
+    msg = "MongoDBBackend needs the pymongo package: pip install 'acache[mongodb]'"
+    raise ImportError(msg) from error
+
+__all__ = ["MongoDBBackend"]
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+_LARGEST: Final = 16 * 1024 * 1024 - 16 * 1024
+_LONGEST_MS: Final = 10**14
+"""Three thousand years: a date that every tool can still show."""
+_CHUNK: Final = 1000
+_REFUSED: Final = frozenset((13, 18, 8000, 10107, 14031))
+"""Unauthorized, AuthenticationFailed, Atlas's word for both, NotWritablePrimary, OutOfDiskSpace."""
+_TOO_LARGE: Final = frozenset((10334, 17280, 17419, 17420))
+
+# An upsert starts from a document with nothing but its _id; that one is not live, for it has no token.
+_LIVE: Final[Json] = {"$and": ["$token", {"$gt": [{"$ifNull": ["$expires", MaxKey()]}, "$$NOW"]}]}
+_IF_LIVE: Final[Json] = {"$expr": _LIVE}
+_BYTES: Final[Json] = {"_id": 0, "data": 1, "n": 1}
+
+
+class _Client(Protocol):
+    """What `MongoDBBackend` wants: a client whose collections' methods return awaitables."""
+
+    def get_database(self, name: str, /) -> Any: ...  # pragma: no cover
+
+
+class MongoDBBackend:
+    """A collection of a MongoDB database.
+
+    Args:
+        client: a ``pymongo.AsyncMongoClient`` or ``motor.motor_asyncio.AsyncIOMotorClient``; its owner closes it, its
+            own timeouts hold, and it serves the loop it was first used in.
+        database: the name of the database.
+        collection: the name of the collection; it is for acache alone, and must have no collation of its own.
+
+    Raises:
+        ConfigurationError: a synchronous client, or a write concern that confirms nothing.
+    """
+
+    key_limits: Final = KeyLimits(max_bytes=1024, printable=False)
+    ttl_granularity: Final = 0.001
+
+    def __init__(self, client: _Client, *, database: str, collection: str = "acache") -> None:
+        if isinstance(client, MongoClient) or not callable(getattr(client, "get_database", None)):
+            msg = (
+                f"MongoDBBackend({type(client).__name__}): pass a pymongo.AsyncMongoClient or an AsyncIOMotorClient,"
+                " or use MongoDBBackend.from_url()"
+            )
+            raise ConfigurationError(msg)
+        self._database: Final = database
+        self._name: Final = collection
+        try:
+            self._current: Any = self._open(client)
+        except (errors.PyMongoError, TypeError) as error:
+            msg = f"cannot open database {database!r}, collection {collection!r}: {error}"
+            raise ConfigurationError(msg) from None
+        self._owned: _Client | None = None
+        self._build: Callable[[], AsyncMongoClient[Json]] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._index_tries = 3
+
+    @classmethod
+    def from_url(cls, url: str, *, connect_timeout: float = 1.0, timeout: float = 1.0) -> Self:
+        """Build a backend with a client of its own; nothing connects before the first operation.
+
+        Args:
+            url: ``mongodb://[user:password@]host:port/database?collection=name``, ``mongodb+srv://``; options of the
+                ``pymongo`` package as a query.  The collection is ``acache`` unless it is named.
+            connect_timeout: seconds for each attempt to connect.
+            timeout: seconds for each operation, with all that it needs: to find a server, to connect, to try again.
+
+        Raises:
+            ConfigurationError: a URL or option that the ``pymongo`` package does not know, or no database.
+        """
+        scheme = url.partition("://")[0]
+        try:
+            parts = urlsplit(url)
+            options = parts.query.split("&") if parts.query else []
+            named = [unquote(option[11:]) for option in options if option.startswith("collection=")]
+            rest = "&".join(option for option in options if not option.startswith("collection="))
+            known = parts._replace(query=rest).geturl()
+            database = unquote(parts.path.strip("/"))
+            if not database:
+                msg = "the database is missing: mongodb://host:port/database?collection=name"
+                raise ValueError(msg)  # noqa: TRY301 - as the package's own complaints are
+
+            def build() -> AsyncMongoClient[Json]:
+                return AsyncMongoClient(
+                    known,
+                    serverSelectionTimeoutMS=math.ceil(connect_timeout * 1000),
+                    connectTimeoutMS=math.ceil(connect_timeout * 1000),
+                    socketTimeoutMS=math.ceil(timeout * 1000),  # for close(), which timeoutMS does not cover
+                    timeoutMS=math.ceil(timeout * 1000),
+                )
+
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")  # the package warns of an unknown option and goes on
+                client = build()
+        except (errors.PyMongoError, ValueError, TypeError, Warning) as error:
+            msg = f"cannot open {scheme}://...: {error}"  # not the URL itself: it may hold a password
+            raise ConfigurationError(msg) from None
+        backend = cls(client, database=database, collection=named[-1] if named else "acache")
+        backend._build = build
+        backend._owned = client
+        return backend
+
+    def __repr__(self) -> str:
+        return f"<MongoDBBackend {self._database}.{self._name}>"
+
+    # Backend --------------------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, /) -> bytes | None:
+        """See `Backend.get`."""
+        return _bytes(await self._find_one(key, _BYTES))
+
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        """See `Backend.set`."""
+        update = [{"$replaceWith": _document(data, new_token(), ttl)}]
+        await self._write("update_one", {"_id": key}, update, upsert=True)
+
+    async def delete(self, key: str, /) -> bool:
+        """See `Backend.delete`."""
+        result = await self._do("delete_one", {"_id": key, **_IF_LIVE})
+        return bool(result.deleted_count)
+
+    async def aclose(self) -> None:
+        """Close the client, if it was built here."""
+        client, self._owned = self._owned, None
+        if client is not None:
+            self._current = None
+            if self._loop is asyncio.get_running_loop():
+                await cast("AsyncMongoClient[Json]", client).close()
+
+    # Batch ----------------------------------------------------------------------------------------------------------
+
+    async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        """See `Batch.get_many`; one find of a thousand at a time."""
+        found: dict[str, bytes] = {}
+        for chunk in _chunks(keys):
+            documents = await self._find({"_id": {"$in": chunk}, **_IF_LIVE}, {"data": 1, "n": 1})
+            found |= {document["_id"]: cast("bytes", _bytes(document)) for document in documents}
+        return found
+
+    async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
+        """See `Batch.set_many`; one unordered bulk of a thousand upserts at a time."""
+        for data in items.values():
+            _checked(data)
+        for chunk in _chunks(list(items)):
+            token = new_token()
+            updates = [
+                UpdateOne({"_id": key}, [{"$replaceWith": _document(items[key], token, ttl)}], upsert=True)
+                for key in chunk
+            ]
+            await self._write("bulk_write", updates, ordered=False)
+
+    async def delete_many(self, keys: Sequence[str], /) -> int:
+        """See `Batch.delete_many`; one delete of a thousand at a time."""
+        return sum([await self._delete({"_id": {"$in": chunk}, **_IF_LIVE}) for chunk in _chunks(keys)])
+
+    # Add, Counter, Touch --------------------------------------------------------------------------------------------
+
+    async def add(self, key: str, data: bytes, /, *, ttl: float | None) -> bool:
+        """See `Add.add`."""
+        return await self._store_unless(_LIVE, key, data, ttl)
+
+    async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
+        """See `Counter.incr`."""
+        if not -(2**63) <= delta < 2**63:
+            msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
+            raise DecodeError(msg)
+        token, number = new_token(), Int64(delta)
+        # MongoDB would make a float of a sum that leaves 64 bits.
+        fits = {"$lte": ["$n", Int64(2**63 - 1 - delta)]} if delta > 0 else {"$gte": ["$n", Int64(-(2**63) - delta)]}
+        added = {"$mergeObjects": ["$$ROOT", {"n": {"$add": ["$n", number]}, "token": {"$literal": token}}]}
+        counts = {"$and": [{"$eq": [{"$type": "$n"}, "long"]}, fits]}
+        kept = {"$cond": [counts, added, "$$ROOT"]}
+        after = await self._modify(
+            key, {"$cond": [_LIVE, kept, _document(b"%d" % delta, token, ttl)]}, {"n": 1, "token": 1}
+        )
+        if after["token"] != token:
+            held = f"and holds {after['n']}" if "n" in after else "and this is none"
+            msg = f"cannot add {delta} to {key!r}: a counter has 64 bits, {held}"
+            raise DecodeError(msg)
+        return int(after["n"])
+
+    async def touch(self, key: str, /, *, ttl: float | None) -> bool:
+        """See `Touch.touch`."""
+        update = [{"$set": {"expires": _expires(ttl)}}]
+        result = await self._write("update_one", {"_id": key, **_IF_LIVE}, update)
+        return bool(result.matched_count)
+
+    async def ttl(self, key: str, /) -> float | None:
+        """See `Touch.ttl`."""
+        found = await self._find_one(key, {"_id": 0, "left": {"$subtract": ["$expires", "$$NOW"]}})
+        if found is None:
+            msg = f"no entry under {key!r}"
+            raise KeyMissing(msg)
+        return None if found["left"] is None else found["left"] / 1000
+
+    # Clear, Scan ----------------------------------------------------------------------------------------------------
+
+    async def clear(self, prefix: str, /) -> None:
+        """See `Clear.clear`; a find and a delete of a thousand at a time."""
+        async for keys in self._pages(prefix, {}):
+            await self._delete({"_id": {"$in": keys}})
+
+    async def scan(self, prefix: str, /) -> AsyncIterator[str]:
+        """See `Scan.scan`; a find of a thousand at a time."""
+        async for keys in self._pages(prefix, _IF_LIVE):
+            for key in keys:
+                yield key
+
+    async def _pages(self, prefix: str, condition: Json) -> AsyncIterator[list[str]]:
+        span = _span(prefix)
+        while keys := [
+            document["_id"] for document in await self._find({"_id": span, **condition}, {"_id": 1}, _CHUNK)
+        ]:
+            yield keys
+            span = {**span, "$gt": keys[-1]}
+
+    # Cas ------------------------------------------------------------------------------------------------------------
+
+    async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
+        """See `Cas.get_versioned`; the version is the token of the write."""
+        found = await self._find_one(key, {**_BYTES, "token": 1})
+        return _bytes(found), None if found is None else found["token"]
+
+    async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
+        """See `Cas.set_if`."""
+        return await self._store_unless({"$and": [_LIVE, {"$ne": ["$token", {"$literal": version}]}]}, key, data, ttl)
+
+    async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
+        """See `Cas.swap`."""
+        new, seen = _document(data, new_token(), ttl), {"_id": 0, "head": 1, "n": 1, "live": _LIVE}
+        before = await self._modify(key, new, seen, ReturnDocument.BEFORE)
+        return _bytes(before, "head") if before is not None and before["live"] else None
+
+    # The collection -------------------------------------------------------------------------------------------------
+
+    async def _find_one(self, key: str, projection: Json) -> Json | None:
+        return cast("Json | None", await self._do("find_one", {"_id": key, **_IF_LIVE}, projection))
+
+    async def _find(self, wanted: Json, projection: Json, limit: int = 0) -> list[Json]:
+        order = [("_id", 1)] if limit else None
+        cursor = self._collection().find(wanted, projection, limit=limit, sort=order)
+        return cast("list[Json]", await self._translated(cursor.to_list(None)))
+
+    async def _delete(self, wanted: Json) -> int:
+        return cast("int", (await self._do("delete_many", wanted)).deleted_count)
+
+    async def _store_unless(self, taken: Json, key: str, data: bytes, ttl: float | None) -> bool:
+        """Store ``data``, or leave the document as it is where ``taken`` holds; tell which."""
+        token = new_token()
+        after = await self._modify(key, {"$cond": [taken, "$$ROOT", _document(data, token, ttl)]}, {"token": 1})
+        return bool(after["token"] == token)
+
+    async def _modify(self, key: str, new: Json, projection: Json, which: bool = ReturnDocument.AFTER) -> Any:  # noqa: FBT001 - pymongo's constant
+        """Replace a document by what the expression ``new`` makes of it, in one step."""
+        update = [{"$replaceWith": new}]
+        return await self._write(
+            "find_one_and_update", {"_id": key}, update, projection, upsert=True, return_document=which
+        )
+
+    async def _write(self, method: str, *args: Any, **options: Any) -> Any:
+        """Write.  Of two upserts of one new key the server tries the later one again, as an update of the first."""
+        if self._index_tries:
+            await self._index()
+        return await self._do(method, *args, **options)
+
+    async def _index(self) -> None:
+        """Ask the server to remove what has expired; one that will not is no error, for reads see to expiry too."""
+        self._index_tries -= 1  # others need not wait, and an index that takes too long is not asked for endlessly
+        try:
+            await self._do("create_index", "expires", expireAfterSeconds=0)
+        except BackendError as error:
+            if not isinstance(error.__cause__, errors.OperationFailure):
+                raise
+        self._index_tries = 0
+
+    def _open(self, client: _Client) -> Any:
+        """Return the collection, with the plain types whatever the client's are."""
+        entries = client.get_database(self._database).get_collection(self._name, codec_options=CodecOptions())
+        if not entries.write_concern.acknowledged:
+            msg = "MongoDBBackend needs answers: build its client without w=0"
+            raise ConfigurationError(msg)
+        return entries
+
+    def _collection(self) -> Any:
+        """Return the collection for the running loop; connections cannot move from one loop to another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            if self._loop is not None and self._build is None:
+                msg = (
+                    "this MongoDBBackend's client was used in another event loop before, and its connections cannot"
+                    " move: inject a new client, or let MongoDBBackend.from_url() build one for each loop"
+                )
+                raise BackendUnavailable(msg)
+            if self._loop is not None:
+                self._current = None
+            self._loop = loop
+        if self._current is None and self._build is not None:
+            self._owned = self._build()
+            self._current = self._open(self._owned)
+        return self._current
+
+    async def _do(self, method: str, *args: Any, **options: Any) -> Any:
+        return await self._translated(getattr(self._collection(), method)(*args, **options))
+
+    async def _translated(self, operation: Awaitable[T]) -> T:
+        try:
+            return await operation
+        except (errors.PyMongoError, BSONError, OSError, RuntimeError) as error:
+            raise _translate(error) from error
+
+
+def _translate(error: Exception) -> BackendError:
+    """Find the acache error that says what to do."""
+    codes = {one.get("code") for one in _failed(error)} | {_code(error)}
+    if codes & _REFUSED:
+        return BackendRefused(f"MongoDB refused: {error}")
+    if codes & _TOO_LARGE or isinstance(error, errors.DocumentTooLarge):
+        return ValueTooLarge(f"MongoDB takes documents of up to 16 MB: {error}")
+    if isinstance(error, errors.ServerSelectionTimeoutError):
+        return BackendUnavailable(f"cannot reach MongoDB: {error}")
+    if isinstance(error, errors.PyMongoError) and error.timeout:
+        return BackendTimeout(f"MongoDB did not answer in time: {error}")
+    if isinstance(error, (errors.ConnectionFailure, OSError)):
+        return BackendUnavailable(f"cannot reach MongoDB: {error}")
+    return BackendUnavailable(f"MongoDB failed: {error}")
+
+
+def _code(error: Exception) -> Any:
+    if isinstance(error, errors.OperationFailure):
+        return error.code
+    details = error.details if isinstance(error, errors.AutoReconnect) else None
+    return details.get("code") if isinstance(details, Mapping) else None
+
+
+def _failed(error: BaseException | None) -> list[Json]:
+    """Return what a bulk write reports of each write that failed."""
+    if not isinstance(error, errors.BulkWriteError):
+        return []
+    return [*error.details.get("writeErrors", []), *error.details.get("writeConcernErrors", [])]
+
+
+def _document(data: bytes, token: bytes, ttl: float | None) -> Json:
+    """Return the expression that makes a document of these bytes; a counter's digits become a number."""
+    number = counter(_checked(data))
+    document = {"_id": "$_id", "token": {"$literal": token}, "expires": _expires(ttl)}
+    if number is not None:
+        return {**document, "n": Int64(number)}
+    # The head is what `swap` returns: the whole would travel back with every delete of a cache.
+    return {**document, "data": {"$literal": bytes(data)}, "head": {"$literal": bytes(data[:HEAD_BYTES])}}
+
+
+def _bytes(document: Json | None, field: str = "data") -> bytes | None:
+    if document is None:
+        return None
+    return b"%d" % document["n"] if "n" in document else document[field]
+
+
+def _expires(ttl: float | None) -> Any:
+    if ttl is None:
+        return "$$REMOVE"
+    return {"$add": ["$$NOW", Int64(max(1, min(math.ceil(ttl * 1000), _LONGEST_MS)))]}
+
+
+def _span(prefix: str) -> Json:
+    """Return the range of strings that begin with ``prefix``; they are ordered by code points."""
+    head = prefix.rstrip("\U0010ffff")
+    if not head:
+        return {"$gte": prefix}
+    following = 0xE000 if head[-1] == "\ud7ff" else ord(head[-1]) + 1  # surrogates are no text
+    return {"$gte": prefix, "$lt": head[:-1] + chr(following)}
+
+
+def _checked(data: bytes) -> bytes:
+    if len(data) > _LARGEST:
+        msg = f"{len(data)} bytes are more than the {_LARGEST} that MongoDB takes as one value"
+        raise ValueTooLarge(msg)
+    return data
+
+
+def _chunks(keys: Sequence[str]) -> list[Sequence[str]]:
+    return [keys[start : start + _CHUNK] for start in range(0, len(keys), _CHUNK)]
