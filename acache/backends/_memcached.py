@@ -188,9 +188,10 @@ async def read_items(reader: asyncio.StreamReader, asked: Collection[bytes]) -> 
     """Read the answer to a get or gets, and see that it is about what was asked."""
     items: dict[bytes, Item] = {}
     while (line := await _line(reader)) != b"END":
-        kind, wire, flags, size, *token = line.split(b" ")
-        if kind != b"VALUE" or wire not in asked:
+        kind, *words = line.split(b" ")
+        if kind != b"VALUE" or words[0] not in asked:
             raise ValueError(line)
+        wire, flags, size, *token = words
         data = await reader.readexactly(int(size) + 2)
         items[wire] = Item(data[:-2], int(flags), token[0] if token else b"")
     return items

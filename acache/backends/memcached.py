@@ -85,13 +85,23 @@ class MemcachedBackend:
         self._turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
 
     @classmethod
-    def from_url(cls, url: str, *, max_connections: int = 50, **options: Any) -> Self:
+    def from_url(
+        cls,
+        url: str,
+        *,
+        max_connections: int = 50,
+        connect_timeout: float = 1.0,
+        timeout: float = 1.0,
+        max_value: int = 1_000_000,
+    ) -> Self:
         """Build a backend; nothing connects before the first operation.
 
         Args:
             url: ``memcached://host:port``, several servers as ``memcached://host1:port,host2:port``.
             max_connections: to each server; callers beyond this number wait for a connection.
-            options: those of `MemcachedBackend`.
+            connect_timeout: seconds.
+            timeout: seconds for each answer.
+            max_value: the longest value, in bytes.
 
         Raises:
             ConfigurationError: a URL that names no server, or more than servers, or one twice.
@@ -99,7 +109,8 @@ class MemcachedBackend:
         if max_connections < 1:
             msg = f"{max_connections=}: must be at least 1"
             raise ConfigurationError(msg)
-        return cls(*[Client(*place, pool_size=max_connections) for place in _places(url)], **options)
+        clients = [Client(host, port, pool_size=max_connections) for host, port in _places(url)]
+        return cls(*clients, connect_timeout=connect_timeout, timeout=timeout, max_value=max_value)
 
     def __repr__(self) -> str:
         return f"<MemcachedBackend {', '.join(server.name for server in self._servers)}>"
@@ -156,16 +167,11 @@ class MemcachedBackend:
         return await self._store(b"add", key, data, _life(ttl)) == b"STORED"
 
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
-        """See `Counter.incr`; memcached's own where it will do, else gets and cas: its numbers end at zero."""
-        if 0 <= delta < 2**32:
+        """See `Counter.incr`; memcached's own, which has no sign, where the numbers have none; else gets and cas."""
+        if 0 <= delta < 2**32 and (seen := await self._look(key)) and 0 <= _number(key, seen.data) < 2**62:
             word = await self._say(key, b"incr %b %d\r\n" % (_wire(key), delta))
-            if word == b"NOT_FOUND" and await self.add(key, b"%d" % delta, ttl=ttl):
-                return delta
             if word.isdigit():
-                if int(word) in _INT64:
-                    return int(word)
-                await self._say(key, b"decr %b %d\r\n" % (_wire(key), delta))
-                raise _no_sum(key, delta)
+                return int(word)
         total = 0
 
         def add(seen: Item | None) -> tuple[bytes, Life]:
@@ -175,7 +181,8 @@ class MemcachedBackend:
                 number, life = _number(key, seen.data), _life_until(seen.flags)
             total = number + delta
             if total not in _INT64:
-                raise _no_sum(key, delta)
+                msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
+                raise DecodeError(msg)
             return b"%d" % total, life
 
         await self._change(key, add)
@@ -350,10 +357,6 @@ def _number(key: str, data: bytes) -> int:
         msg = f"cannot increment {key!r}: it does not hold a counter"
         raise DecodeError(msg)
     return number
-
-
-def _no_sum(key: str, delta: int) -> DecodeError:
-    return DecodeError(f"cannot add {delta} to {key!r}: counters have 64 bits")
 
 
 def _places(url: str) -> list[tuple[str, int]]:
