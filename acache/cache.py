@@ -299,7 +299,8 @@ class Cache:
     def from_url(cls, url: str, **options: Any) -> Self:
         """Build a cache over the backend that ``url`` names; ``options`` are those of `Cache`.
 
-        ``memory://`` (no far tier), ``redis://host:port/db``, ``rediss://``, ``valkey://``, ``unix://path``, ``null://``.
+        ``memory://`` (no far tier), ``redis://host:port/db``, ``rediss://``, ``valkey://``, ``unix://path``,
+        ``memcached://host:port,host2:port``, ``null://``.
         Nothing connects yet.
 
         Raises:

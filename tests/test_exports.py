@@ -175,19 +175,21 @@ def test_testing_tools_need_no_extra():
 
 
 @pytest.mark.parametrize(
-    "source",
+    ("source", "extra"),
     [
-        "from acache.backends.redis import RedisBackend",
-        "import acache; acache.Cache.from_url('redis://localhost')",
-        "import acache; acache.Cache.from_url('valkey://localhost')",
+        ("from acache.backends.redis import RedisBackend", "redis"),
+        ("import acache; acache.Cache.from_url('redis://localhost')", "redis"),
+        ("import acache; acache.Cache.from_url('valkey://localhost')", "redis"),
+        ("from acache.backends.memcached import MemcachedBackend", "memcached"),
+        ("import acache; acache.Cache.from_url('memcached://localhost')", "memcached"),
     ],
 )
-def test_a_missing_extra_names_its_remedy(source: str):
+def test_a_missing_extra_names_its_remedy(source: str, extra: str):
     """Without the client library the error is an ImportError with the command to type."""
     result = run(source, *EXTRAS)
     assert result.returncode == 1
     assert result.stderr.rstrip().splitlines()[-1].startswith("ImportError: ")
-    assert "pip install 'acache[redis]'" in result.stderr
+    assert f"pip install 'acache[{extra}]'" in result.stderr
 
 
 def test_import_loads_no_client_library():

@@ -189,7 +189,7 @@ async def read_items(reader: asyncio.StreamReader, asked: Collection[bytes]) -> 
     items: dict[bytes, Item] = {}
     while (line := await _line(reader)) != b"END":
         kind, *words = line.split(b" ")
-        if kind != b"VALUE" or words[0] not in asked:
+        if kind != b"VALUE" or not words or words[0] not in asked:
             raise ValueError(line)
         wire, flags, size, *token = words
         data = await reader.readexactly(int(size) + 2)

@@ -11,7 +11,7 @@ from .null import NullBackend
 __all__ = ["open_backend"]
 
 _REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
-_SCHEMES: Final = "memory://, redis://, rediss://, valkey://, valkeys://, unix://, null://"
+_SCHEMES: Final = "memory://, redis://, rediss://, valkey://, valkeys://, unix://, memcached://, null://"
 
 
 def open_backend(url: str) -> Backend | None:
@@ -35,5 +35,9 @@ def open_backend(url: str) -> Backend | None:
         from .redis import RedisBackend  # noqa: PLC0415 - the client library is an extra
 
         return RedisBackend.from_url(url)
+    if scheme == "memcached":
+        from .memcached import MemcachedBackend  # noqa: PLC0415 - the client library is an extra
+
+        return MemcachedBackend.from_url(url)
     msg = f"unknown scheme {scheme!r}; known are {_SCHEMES}"  # not the URL itself: it may hold a password
     raise ConfigurationError(msg)

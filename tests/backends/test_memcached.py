@@ -7,7 +7,7 @@ import contextlib
 import random
 import time
 import uuid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import aiomcache
 import pytest
@@ -100,7 +100,7 @@ class Proxy:
         self.held = asyncio.Event()
         self.open = self.accepted = self.most = 0
 
-    async def __aenter__(self) -> Proxy:
+    async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
         self.url = f"memcached://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self
