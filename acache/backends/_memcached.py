@@ -105,14 +105,21 @@ class Pool:
     ) -> T:
         reader, writer = streams
         in_step = False
+        # Cheaper than asyncio.timeout(), and on every call: the deadline ends the connection, that ends the call.
+        deadline = self.loop.call_later(self._timeout, writer.transport.abort)
         try:
-            async with asyncio.timeout(self._timeout):
-                writer.writelines(question)
+            writer.writelines(question)
+            if writer.transport.get_write_buffer_size():
                 await writer.drain()
-                result = await answer(reader, asked)
+            result = await answer(reader, asked)
             in_step = True
+        except (ConnectionError, EOFError) as error:
+            if self.loop.time() >= deadline.when():
+                raise TimeoutError from error
+            raise
         finally:
-            if in_step and not self._closed:
+            deadline.cancel()
+            if in_step and not self._closed and not writer.is_closing():
                 self._idle.append(streams)
             else:
                 writer.transport.abort()

@@ -337,14 +337,14 @@ async def test_the_longest_value_is_stored(backend: MemcachedBackend, key: str):
 
 async def test_the_server_s_own_limit_is_the_same_error(private_memcached: Callable[..., Any]):
     """A server with smaller items refuses the value; the next answers are right."""
-    async with opened(private_memcached("-I", "64k").url) as backend:
+    async with opened(private_memcached("-I", "512k").url) as backend:
         await backend.set("small", b"s", ttl=60)
         for _ in range(3):
             with pytest.raises(ValueTooLarge, match="too large") as caught:
-                await backend.set("k", b"x" * 100_000, ttl=60)
+                await backend.set("k", b"x" * 700_000, ttl=60)
             assert caught.value.__cause__ is not None
             with pytest.raises(ValueTooLarge):
-                await backend.set_many({"j": b"j", "k": b"x" * 100_000, "l": b"l"}, ttl=60)
+                await backend.set_many({"j": b"j", "k": b"x" * 700_000, "l": b"l"}, ttl=60)
             assert await backend.get("small") == b"s"
             assert await backend.get("k") is None
 
