@@ -1,6 +1,6 @@
 # Everything a developer does here. Needs make and Python 3.11 or later; each target fetches the rest by itself.
 
-SERVICES ?= redis mongodb
+SERVICES ?= redis mongodb memcached
 PYTEST_ARGS ?=
 PORT ?= 8000
 
@@ -20,7 +20,7 @@ RUN_SERVICES := $(PY) tests/services.py
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
-	@echo '  make test PYTEST_ARGS="-k stampede"    some tests; SERVICES="redis valkey" or all: other servers than redis and mongodb'
+	@echo '  make test PYTEST_ARGS="-k stampede"    some tests; SERVICES="redis valkey" or all: other servers than these'
 	@echo '  make serve ACACHE_URL=redis://... PORT=8001'
 
 demo: $(VENV)/.demo ## show what the cache does on real traffic, in under a minute; no server needed

@@ -313,7 +313,8 @@ class Cache:
         """Build a cache over the backend that ``url`` names; ``options`` are those of `Cache`.
 
         ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db``, ``rediss://``, ``valkey://``,
-        ``unix://path``, ``mongodb://host/database?collection=name``, ``mongodb+srv://``, ``null://``.
+        ``unix://path``, ``mongodb://host/database?collection=name``, ``mongodb+srv://``,
+        ``memcached://host:port,host2:port``, ``null://``.
         Nothing connects yet.
 
         Raises:

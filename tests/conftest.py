@@ -12,7 +12,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import ModuleType
 
-    from tests.services import PrivateMongoDB, PrivateRedis
+    from tests.services import PrivateMemcached, PrivateMongoDB, PrivateRedis
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
@@ -84,17 +84,28 @@ def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
 
     `server = private_redis("--maxmemory", "10mb")`; `server.url` and `server.port` stay the same over a restart.
     """
+    yield from private("redis", "PrivateRedis", tmp_path)
+
+
+@pytest.fixture
+def private_memcached(tmp_path: Path) -> Iterator[Callable[..., PrivateMemcached]]:
+    """Start Memcached servers of the test's own, as `private_redis` does."""
+    yield from private("memcached", "PrivateMemcached", tmp_path)
+
+
+def private(service: str, kind: str, folder: Path) -> Iterator[Callable[..., Any]]:
+    """Give what starts servers of this kind, and stop them in the end."""
     try:
         services = load_services()
     except ImportError as error:  # fcntl: not on this platform
-        missing("redis", str(error))
-    servers: list[PrivateRedis] = []
+        missing(service, str(error))
+    servers: list[Any] = []
 
-    def start(*options: str) -> PrivateRedis:
+    def start(*options: str) -> Any:
         try:
-            server: PrivateRedis = services.PrivateRedis(tmp_path / f"redis-{len(servers)}", *options)
+            server = getattr(services, kind)(folder / f"{service}-{len(servers)}", *options)
         except services.UnavailableError as error:
-            missing("redis", str(error))
+            missing(service, str(error))
         servers.append(server)
         return server
 

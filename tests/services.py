@@ -358,10 +358,13 @@ def cluster_title(port: int, nodes: int) -> str:
 def plan_memcached(folder: Path) -> Plan:
     """Plan a Memcached."""
     [port] = free_ports(1)
-    command = [find_memcached(), "-l", HOST, "-p", str(port), "-U", "0", "-m", "64"]
-    if os.geteuid() == 0:
-        command += ["-u", "root"]
-    return Plan(f"memcached://{HOST}:{port}", [command], [lambda: memcached_title(port)])
+    return Plan(f"memcached://{HOST}:{port}", [memcached_command(port)], [lambda: memcached_title(port)])
+
+
+def memcached_command(port: int, *options: str) -> list[str]:
+    """Return how to start a Memcached."""
+    user = ["-u", "root"] if os.geteuid() == 0 else []
+    return [find_memcached(), "-l", HOST, "-p", str(port), "-U", "0", "-m", "64", *user, *options]
 
 
 def mongodb_command(executable: str, port: int, data: Path, *options: str) -> list[str]:
@@ -1039,7 +1042,7 @@ class PrivateRedis:
     """A Redis of one test's own, to be killed, paused and brought back."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        """Start it in a folder of its own; `options` go to redis-server as they are."""
+        """Start it in a folder of its own; `options` go to the server as they are."""
         self._folder = folder
         self._options = options
         for attempt in range(1, ATTEMPTS + 1):
@@ -1054,13 +1057,18 @@ class PrivateRedis:
         self.url = f"redis://{HOST}:{self.port}/0"
 
     def _start(self) -> None:
-        command = redis_command(find_redis(), self.port, self._folder, *self._options)
-        self._child = launch(command, self._folder)
+        self._child = launch(self._command(), self._folder)
         try:
-            wait_until(lambda: redis_title(self.port), [self._child], time.monotonic() + 10)
+            wait_until(self._title, [self._child], time.monotonic() + 10)
         except BaseException:
             self.kill()
             raise
+
+    def _command(self) -> list[str]:
+        return redis_command(find_redis(), self.port, self._folder, *self._options)
+
+    def _title(self) -> str:
+        return redis_title(self.port)
 
     @property
     def pid(self) -> int:
@@ -1113,6 +1121,22 @@ class PrivateMongoDB(PrivateRedis):
     def stop(self) -> None:
         """End it at once: a replica would take its time to hand over."""
         self.kill()
+
+
+class PrivateMemcached(PrivateRedis):
+    """The same with a Memcached."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        """Start it; `options` go to memcached as they are."""
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, *options)
+        self.url = f"memcached://{HOST}:{self.port}"
+
+    def _command(self) -> list[str]:
+        return memcached_command(self.port, *self._options)
+
+    def _title(self) -> str:
+        return memcached_title(self.port)
 
 
 # -------------------------------------------------------------------------------------------- the command line

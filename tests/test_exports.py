@@ -183,6 +183,8 @@ def test_testing_tools_need_no_extra():
         ("mongodb", "from acache.backends.mongodb import MongoDBBackend"),
         ("mongodb", "import acache; acache.Cache.from_url('mongodb://localhost/d')"),
         ("mongodb", "import acache; acache.Cache.from_url('mongodb+srv://cluster.invalid/d')"),
+        ("memcached", "from acache.backends.memcached import MemcachedBackend"),
+        ("memcached", "import acache; acache.Cache.from_url('memcached://localhost')"),
     ],
 )
 def test_a_missing_extra_names_its_remedy(extra: str, source: str):

@@ -13,7 +13,8 @@ __all__ = ["open_backend"]
 _REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
 _MONGODB: Final = frozenset(("mongodb", "mongodb+srv"))
 _SCHEMES: Final = (
-    "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, mongodb://, mongodb+srv://, null://"
+    "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, memcached://, mongodb://,"
+    " mongodb+srv://, null://"
 )
 
 
@@ -46,5 +47,9 @@ def open_backend(url: str) -> Backend | None:
         from .mongodb import MongoDBBackend  # noqa: PLC0415 - the client library is an extra
 
         return MongoDBBackend.from_url(url)
+    if scheme == "memcached":
+        from .memcached import MemcachedBackend  # noqa: PLC0415 - the client library is an extra
+
+        return MemcachedBackend.from_url(url)
     msg = f"unknown scheme {scheme!r}; known are {_SCHEMES}"  # not the URL itself: it may hold a password
     raise ConfigurationError(msg)

@@ -1,0 +1,374 @@
+"""`MemcachedBackend`: one memcached server or several, found by way of the ``aiomcache`` package.
+
+Commands sent: get, gets, set, add, cas, delete, incr, decr.  A value is stored under its key as it is; the item's
+flags, 32 bits which memcached keeps and does not read, hold its deadline in Unix seconds, 0 for never.
+
+The connections are this module's own.  Those of ``aiomcache`` go back to their pool with an answer still to come when
+a call is cancelled, so the next caller reads it as his own; and a lost one can spin the event loop for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import time
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Final, Self, TypeAlias
+from urllib.parse import urlsplit
+from weakref import WeakValueDictionary
+
+from ..entry import counter
+from ..errors import BackendUnavailable, ConfigurationError, DecodeError, InvalidKey, KeyMissing, ValueTooLarge
+from ._memcached import Item, Pool, Ring, Server, read_items, read_words
+from .base import KeyLimits, Version
+
+try:
+    from aiomcache import Client, FlagClient
+except ImportError as error:  # pragma: no cover - shown by a test that runs without the extra
+    msg = "MemcachedBackend needs the aiomcache package: pip install 'acache[memcached]'"
+    raise ImportError(msg) from error
+
+__all__ = ["MemcachedBackend"]
+
+Life: TypeAlias = tuple[int, int]
+"""The flags and the exptime of an item."""
+
+_PORT: Final = 11211
+_KEY: Final = re.compile(r"[!-~]{1,250}")
+_MONTH: Final = 30 * 86400
+_INT64: Final = range(-(2**63), 2**63)
+_CHUNK: Final = 100
+_CHUNK_BYTES: Final = 1 << 18
+_ATTEMPTS: Final = 100
+
+
+class MemcachedBackend:
+    """One memcached server, or several that share the keys by consistent hashing.
+
+    Args:
+        clients: one for each server, told by it: address, number of connections, their options (TLS).  The connections
+            used are the backend's own; the clients stay their owner's, who closes them.
+        connect_timeout: seconds.
+        timeout: seconds for each answer.
+        max_value: the longest value, in bytes; the server's own limit (``-I``) counts the key and some 50 bytes more.
+
+    Raises:
+        ConfigurationError: no client, something else than a client, or an option that makes no sense.
+    """
+
+    key_limits: Final = KeyLimits(max_bytes=250, printable=True)
+    ttl_granularity: Final = 2.0
+    """The server counts whole seconds, and is up to one behind: entries end late rather than early."""
+
+    def __init__(
+        self,
+        *clients: FlagClient[Any],
+        connect_timeout: float = 1.0,
+        timeout: float = 1.0,
+        max_value: int = 1_000_000,
+    ) -> None:
+        for client in clients or (None,):
+            if not isinstance(client, FlagClient):
+                msg = f"MemcachedBackend({client!r}): pass an aiomcache.Client, or use MemcachedBackend.from_url()"
+                raise ConfigurationError(msg)
+        if not (connect_timeout > 0 and timeout > 0 and max_value > 0):
+            msg = f"{connect_timeout=}, {timeout=}, {max_value=}: must be above zero"
+            raise ConfigurationError(msg)
+        self._servers: Final = [_server(client) for client in clients]
+        self._timeouts: Final = (connect_timeout, timeout)
+        self._max_value: Final = max_value
+        self._ring: Final = Ring([server.name for server in self._servers])
+        self._pools: list[Pool] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        *,
+        max_connections: int = 50,
+        connect_timeout: float = 1.0,
+        timeout: float = 1.0,
+        max_value: int = 1_000_000,
+    ) -> Self:
+        """Build a backend; nothing connects before the first operation.
+
+        Args:
+            url: ``memcached://host:port``, several servers as ``memcached://host1:port,host2:port``.
+            max_connections: to each server; callers beyond this number wait for a connection.
+            connect_timeout: seconds.
+            timeout: seconds for each answer.
+            max_value: the longest value, in bytes.
+
+        Raises:
+            ConfigurationError: a URL that names no server, or more than servers, or one twice.
+        """
+        if max_connections < 1:
+            msg = f"{max_connections=}: must be at least 1"
+            raise ConfigurationError(msg)
+        clients = [Client(host, port, pool_size=max_connections) for host, port in _places(url)]
+        return cls(*clients, connect_timeout=connect_timeout, timeout=timeout, max_value=max_value)
+
+    def __repr__(self) -> str:
+        return f"<MemcachedBackend {', '.join(server.name for server in self._servers)}>"
+
+    # Backend --------------------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, /) -> bytes | None:
+        """See `Backend.get`."""
+        item = await self._look(key, b"get")
+        return None if item is None else item.data
+
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        """See `Backend.set`."""
+        await self._store(b"set", key, data, _life(ttl))
+
+    async def delete(self, key: str, /) -> bool:
+        """See `Backend.delete`."""
+        return await self._say(key, b"delete %b\r\n" % _wire(key)) == b"DELETED"
+
+    async def aclose(self) -> None:
+        """Close the connections; the clients are their owner's."""
+        pools, self._pools = self._pools, []
+        loop, self._loop = self._loop, None
+        if loop is asyncio.get_running_loop():
+            for pool in pools:
+                await pool.aclose()
+
+    # Batch ----------------------------------------------------------------------------------------------------------
+
+    async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        """See `Batch.get_many`; a hundred keys in one get, the servers side by side."""
+        found: dict[str, bytes] = {}
+
+        async def ask(pool: Pool, chunk: list[bytes]) -> None:
+            items = await pool.talk([b"get ", b" ".join(chunk), b"\r\n"], read_items, chunk, again=True)
+            found.update({wire.decode(): item.data for wire, item in items.items()})
+
+        await self._by_server({key: _wire(key) for key in keys}, ask)
+        return found
+
+    async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
+        """See `Batch.set_many`; a hundred pipelined sets at a time, the servers side by side."""
+        life = _life(ttl)
+        await self._say_all({key: self._storage(b"set", key, data, life) for key, data in items.items()})
+
+    async def delete_many(self, keys: Sequence[str], /) -> int:
+        """See `Batch.delete_many`; a hundred pipelined deletes at a time, the servers side by side."""
+        return (await self._say_all({key: b"delete %b\r\n" % _wire(key) for key in keys})).count(b"DELETED")
+
+    # Add, Counter, Touch --------------------------------------------------------------------------------------------
+
+    async def add(self, key: str, data: bytes, /, *, ttl: float | None) -> bool:
+        """See `Add.add`."""
+        return await self._store(b"add", key, data, _life(ttl)) == b"STORED"
+
+    async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
+        """See `Counter.incr`; memcached's own, which has no sign, where the numbers have none; else gets and cas."""
+        if 0 <= delta < 2**32 and (seen := await self._look(key)) and 0 <= _number(key, seen.data) < 2**62:
+            word = await self._say(key, b"incr %b %d\r\n" % (_wire(key), delta))
+            if word.isdigit():
+                return int(word)
+        total = 0
+
+        def add(seen: Item | None) -> tuple[bytes, Life]:
+            nonlocal total
+            number, life = 0, _life(ttl)
+            if seen is not None and not 0 < seen.flags <= time.time():
+                number, life = _number(key, seen.data), _life_until(seen.flags)
+            total = number + delta
+            if total not in _INT64:
+                msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
+                raise DecodeError(msg)
+            return b"%d" % total, life
+
+        await self._change(key, add)
+        return total
+
+    async def touch(self, key: str, /, *, ttl: float | None) -> bool:
+        """See `Touch.touch`; written again with the new deadline, by gets and cas."""
+        return await self._change(key, lambda seen: seen and (seen.data, _life(ttl))) is not None
+
+    async def ttl(self, key: str, /) -> float | None:
+        """See `Touch.ttl`; by the deadline in the flags and this machine's clock."""
+        seen = await self._look(key)
+        if seen is None:
+            msg = f"no entry under {key!r}"
+            raise KeyMissing(msg)
+        return max(0.0, seen.flags - time.time()) if seen.flags else None
+
+    # Cas ------------------------------------------------------------------------------------------------------------
+
+    async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
+        """See `Cas.get_versioned`; the version is memcached's and the first 40 bytes."""
+        seen = await self._look(key)
+        return (None, None) if seen is None else (seen.data, seen.version)
+
+    async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
+        """See `Cas.set_if`; add where nothing was seen, else gets and cas.
+
+        The second look is for a server that was restarted after the first: it counts its versions from one again.
+        """
+        self._check(data)
+        if version is not None and (seen := await self._look(key)) is not None:
+            if seen.version != version:
+                return False
+            word = await self._store(b"cas", key, data, _life(ttl), seen.token)
+            if word != b"NOT_FOUND":
+                return word == b"STORED"
+        return await self.add(key, data, ttl=ttl)
+
+    async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
+        """See `Cas.swap`; gets, then cas or add, until nobody came in between."""
+        self._check(data)
+        seen = await self._change(key, lambda _: (data, _life(ttl)))
+        return None if seen is None else seen.data
+
+    # Commands -------------------------------------------------------------------------------------------------------
+
+    async def _look(self, key: str, verb: bytes = b"gets") -> Item | None:
+        wire = _wire(key)
+        found = await self._pool(wire).talk([b"%b %b\r\n" % (verb, wire)], read_items, (wire,), again=True)
+        return found.get(wire)
+
+    async def _change(self, key: str, new: Callable[[Item | None], tuple[bytes, Life] | None]) -> Item | None:
+        """Put in place of what is there what ``new`` makes of it, ``None`` to leave it; return what was there.
+
+        The callers of this process take turns, so that only other processes can come in between.
+        """
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            for _ in range(_ATTEMPTS):
+                seen = await self._look(key)
+                if (wanted := new(seen)) is None:
+                    return seen
+                verb, token = (b"add", b"") if seen is None else (b"cas", seen.token)
+                if await self._store(verb, key, *wanted, token) == b"STORED":
+                    return seen
+        msg = f"{key!r} was changed by others {_ATTEMPTS} times while this operation tried to change it"
+        raise BackendUnavailable(msg)
+
+    async def _store(self, verb: bytes, key: str, data: bytes, life: Life, token: bytes = b"") -> bytes:
+        return await self._say(key, self._storage(verb, key, data, life, token))
+
+    def _storage(self, verb: bytes, key: str, data: bytes, life: Life, token: bytes = b"") -> bytes:
+        self._check(data)
+        return b"%b %b %d %d %d %b\r\n%b\r\n" % (verb, _wire(key), *life, len(data), token, data)
+
+    def _check(self, data: bytes) -> None:
+        if len(data) > self._max_value:
+            msg = f"{len(data)} bytes are more than the {self._max_value} that this MemcachedBackend sends as one value"
+            raise ValueTooLarge(msg)
+
+    async def _say(self, key: str, command: bytes) -> bytes:
+        return (await self._pool(_wire(key)).talk([command], read_words, (command,)))[0]
+
+    async def _say_all(self, commands: Mapping[str, bytes]) -> list[bytes]:
+        words: list[bytes] = []
+
+        async def say(pool: Pool, chunk: list[bytes]) -> None:
+            words.extend(await pool.talk(chunk, read_words, chunk))
+
+        await self._by_server(commands, say)
+        return words
+
+    # Servers --------------------------------------------------------------------------------------------------------
+
+    def _pool(self, wire: bytes) -> Pool:
+        """Return the pool of the key's server; connections cannot move from one loop to another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
+            for pool in self._pools:
+                with suppress(RuntimeError):  # that loop is closed
+                    pool.loop.call_soon_threadsafe(pool.close)
+            self._loop = loop
+            self._pools = [Pool(server, *self._timeouts) for server in self._servers]
+        if len(self._pools) == 1:
+            return self._pools[0]
+        return self._pools[self._ring.find(wire)]
+
+    async def _by_server(
+        self, parts: Mapping[str, bytes], work: Callable[[Pool, list[bytes]], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Give each server its keys' parts, chunk by chunk, the servers side by side."""
+        groups: dict[Pool, list[bytes]] = {}
+        for key, part in parts.items():
+            groups.setdefault(self._pool(_wire(key)), []).append(part)
+
+        async def serve(pool: Pool, own: list[bytes]) -> None:
+            for chunk in _chunks(own):
+                await work(pool, chunk)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for pool, own in groups.items():
+                    group.create_task(serve(pool, own))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+
+
+def _server(client: FlagClient[Any]) -> Server:
+    pool = client._pool  # noqa: SLF001 - a client does not tell its address otherwise
+    return Server(pool._host, pool._port, pool._maxsize, pool.conn_args)  # noqa: SLF001
+
+
+def _wire(key: str) -> bytes:
+    if not _KEY.fullmatch(key):
+        msg = f"{key[:60]!r} is no key for memcached: 1 to 250 visible ASCII characters"
+        raise InvalidKey(msg)
+    return key.encode("ascii")
+
+
+def _chunks(parts: Iterable[bytes]) -> list[list[bytes]]:
+    """Cut after a hundred parts, or so many bytes."""
+    chunks: list[list[bytes]] = []
+    room = 0
+    for part in parts:
+        if room <= 0 or len(chunks[-1]) == _CHUNK:
+            chunks.append([])
+            room = _CHUNK_BYTES
+        chunks[-1].append(part)
+        room -= len(part)
+    return chunks
+
+
+def _life(ttl: float | None) -> Life:
+    """Round up, and one second more: the server's clock may be about to tick."""
+    if ttl is None:
+        return 0, 0
+    return min(math.ceil(time.time() + ttl), 2**32 - 1), _exptime(math.ceil(ttl) + 1)
+
+
+def _life_until(flags: int) -> Life:
+    """Keep a deadline."""
+    return flags, _exptime(max(1, math.ceil(flags - time.time()))) if flags else 0
+
+
+def _exptime(seconds: int) -> int:
+    """Say it as memcached wants it: beyond thirty days as an instant; its numbers end in 2038."""
+    return seconds if seconds <= _MONTH else min(int(time.time()) + seconds, 2**31 - 1)
+
+
+def _number(key: str, data: bytes) -> int:
+    number = counter(data.rstrip(b" "))  # memcached's decr leaves blanks behind
+    if number is None:
+        msg = f"cannot increment {key!r}: it does not hold a counter"
+        raise DecodeError(msg)
+    return number
+
+
+def _places(url: str) -> list[tuple[str, int]]:
+    """Read the servers' hosts and ports from a URL."""
+    scheme, _, rest = url.partition("://")
+    try:
+        parts = [urlsplit(f"//{part}") for part in rest.removesuffix("/").split(",")]
+        places = [(part.hostname or "", part.port or _PORT) for part in parts]
+        odd = "@" in rest or any(part.path or part.query or part.fragment for part in parts)
+    except ValueError:
+        odd, places = True, []
+    if odd or scheme.lower() != "memcached" or not all(host for host, _ in places) or len(set(places)) < len(places):
+        msg = "a memcached URL is memcached://host:port,host2:port: servers, each once, and no user, path or options"
+        raise ConfigurationError(msg)  # not the URL itself: it may hold a password
+    return places
