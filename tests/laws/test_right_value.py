@@ -179,7 +179,7 @@ async def test_a_cancelled_request_shifts_nobody_s_reply(redis_topology: Topolog
 
     async def caller() -> None:
         nonlocal answers, cancelled
-        for _ in range(25):
+        for _ in range(50):
             key = random_.choice(keys)
             task = asyncio.create_task(ask(key, random_.randrange(8)))
             if random_.random() < 0.6:
@@ -195,7 +195,7 @@ async def test_a_cancelled_request_shifts_nobody_s_reply(redis_topology: Topolog
 
     await asyncio.gather(*[caller() for _ in range(60)])
     assert answers > 300
-    assert cancelled > 100
+    assert cancelled > 300
     for key in keys:  # and the connections are still in step
         assert await cache.get(key, f"value of {key}") == f"value of {key}"
 
