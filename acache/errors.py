@@ -25,7 +25,9 @@ The loader's own exceptions are not in this tree: they reach the caller as they 
 from __future__ import annotations
 
 import reprlib
-from typing import Final
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
 
 __all__ = [
     "AcacheError",
@@ -101,7 +103,16 @@ class DecodeError(CodecError):
 
 
 class BackendError(AcacheError):
-    """The far tier failed; the engine's own exception is kept as ``__cause__``."""
+    """The far tier failed; the engine's own exception is kept as ``__cause__``.
+
+    An operation on many keys that failed for some of them raises the error of the first one, with these attributes set.
+    Where ``failed`` is empty, the operation failed as a whole.
+    """
+
+    failed: Mapping[str, BackendError] = MappingProxyType({})
+    """Of an operation on many keys: those that were not read, stored or removed, and why; the others were."""
+    found: Mapping[str, Any] = MappingProxyType({})
+    """Of a read of many keys: what the others hold."""
 
 
 class BackendUnavailable(BackendError, ConnectionError):

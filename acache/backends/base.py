@@ -11,6 +11,8 @@ The contract, for all of it:
 * A ttl is relative seconds above zero, fractions included, or ``None`` for ever.  An entry is never returned after
   its ttl; writing over an entry replaces its deadline, also from a ttl to ``None``.  An engine whose clock is coarser
   than a millisecond declares ``ttl_granularity`` in seconds: it may keep an entry that much too long, not longer.
+* A value over the engine's ``value_limit`` (bytes; ``None``: no limit of its own) is a `ValueTooLarge` that names limit
+  and size, a key that is empty, no text or not within ``key_limits`` an `InvalidKey`: both before anything is sent.
 * Only acache's own errors are raised (`acache.errors`), with the engine's as ``__cause__``.
 * A cancelled call leaves the engine's connection usable and in step: the next reply answers the next question.
 * Nothing connects before the first operation; ``aclose`` twice is harmless.
@@ -22,6 +24,8 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
+
+from ..errors import BackendError, InvalidKey, ValueTooLarge, short
 
 __all__ = [
     "Add",
@@ -37,6 +41,9 @@ __all__ = [
     "Stream",
     "Touch",
     "Version",
+    "batch_error",
+    "check_key",
+    "check_value",
 ]
 
 Version: TypeAlias = object
@@ -83,7 +90,11 @@ class Backend(Protocol):
 
 @runtime_checkable
 class Batch(Protocol):
-    """Many keys in the engine's own bulk form, chunked to its limits."""
+    """Many keys in the engine's own bulk form, chunked to its limits.
+
+    An operation that fails for some of the keys still does what it can for the others, and then raises the error that
+    `batch_error` makes: it tells which keys failed, and what was found under the others.
+    """
 
     async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
         """Return what is there; keys without an entry are left out."""
@@ -207,12 +218,70 @@ class Notify(Protocol):
 
 @runtime_checkable
 class Stream(Protocol):
-    """Large bodies in chunks, in bounded memory."""
+    """Large bodies in chunks, in bounded memory.
+
+    Both spellings are of one entry: `get` returns what `store` wrote (`ValueTooLarge` if it is over ``value_limit``),
+    `open` reads what `set` wrote, and every other operation treats the two alike.
+    """
 
     def open(self, key: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes] | None]:
-        """Read an entry chunk by chunk; ``None`` if there is none."""
+        """Read an entry chunk by chunk; ``None`` if there is none.
+
+        The chunks are of one entry, never a mix: when it is replaced, removed or ends meanwhile, the reader gets the
+        rest of the old one, or `BackendUnavailable`.
+        """
         ...
 
     async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
-        """Write an entry chunk by chunk; it is seen whole or not at all."""
+        """Write an entry chunk by chunk; it is seen whole or not at all.
+
+        An error in ``chunks``, or a cancellation, leaves what was there before, and no leftovers.
+        """
         ...
+
+
+def check_key(key: str, limits: KeyLimits) -> bytes:
+    """Return ``key`` as UTF-8.
+
+    Raises:
+        InvalidKey: it is empty, no ``str``, no Unicode text (a lone surrogate), or not within ``limits``.
+    """
+    if not isinstance(key, str) or not key:
+        msg = f"a key must be a non-empty str, not {short(key)}"
+        raise InvalidKey(msg)
+    try:
+        wire = key.encode()
+    except UnicodeEncodeError as error:
+        msg = f"a key must be Unicode text, and {short(key)} holds a lone surrogate"
+        raise InvalidKey(msg) from error
+    if len(wire) > limits.max_bytes:
+        msg = f"the key {short(key)} has {len(wire)} bytes; this engine takes {limits.max_bytes}"
+        raise InvalidKey(msg)
+    if limits.printable and not (key.isascii() and key.isprintable() and " " not in key):
+        msg = f"the key {short(key)} must be visible ASCII without blanks for this engine"
+        raise InvalidKey(msg)
+    return wire
+
+
+def check_value(data: bytes, limit: int, engine: str) -> bytes:
+    """Return ``data``.
+
+    Raises:
+        ValueTooLarge: it has more bytes than ``limit``.
+    """
+    if len(data) > limit:
+        msg = f"{len(data)} bytes are more than the {limit} that {engine} takes as one value"
+        raise ValueTooLarge(msg)
+    return data
+
+
+def batch_error(failed: Mapping[str, BackendError], *, found: Mapping[str, bytes] | None = None) -> BackendError:
+    """Return what an operation on many keys raises when some of them ``failed``.
+
+    It is of the first error's kind, has its cause, and carries ``failed`` and ``found``.
+    """
+    key, first = next(iter(failed.items()))
+    error = type(first)(f"{len(failed)} keys failed, first {short(key)}: {first}")
+    error.failed, error.found = dict(failed), dict(found or {})
+    error.__cause__ = first.__cause__ or first
+    return error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import re
 import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -41,7 +42,8 @@ _MONTH: Final = 30 * 86400
 _INT64: Final = range(-(2**63), 2**63)
 _CHUNK: Final = 100
 _CHUNK_BYTES: Final = 1 << 18
-_ATTEMPTS: Final = 100
+_ATTEMPTS: Final = 200
+_LONGEST_PAUSE: Final = 0.05
 
 
 class MemcachedBackend:
@@ -240,7 +242,10 @@ class MemcachedBackend:
         The callers of this process take turns, so that only other processes can come in between.
         """
         async with self._turns.setdefault(key, asyncio.Lock()):
-            for _ in range(_ATTEMPTS):
+            for attempt in range(_ATTEMPTS):
+                if attempt:
+                    # Two processes in step could take turns in losing: one always succeeds, but always the same one.
+                    await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, _LONGEST_PAUSE)))  # noqa: S311 - jitter
                 seen = await self._look(key)
                 if (wanted := new(seen)) is None:
                     return seen

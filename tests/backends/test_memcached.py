@@ -411,6 +411,25 @@ async def test_no_increment_of_two_processes_is_lost(memcached_url: str, key: st
         assert 58 < (await one.ttl(key) or 0) <= 61
 
 
+async def test_losing_a_hundred_races_in_a_row_is_no_error(memcached_url: str, key: str):
+    """Another process may be in step with this one, and faster, for as long as it has work."""
+    async with opened(memcached_url) as other:
+
+        class Overtaken(MemcachedBackend):
+            lost = 0
+
+            async def _look(self, key: str, verb: bytes = b"gets") -> Any:
+                seen = await super()._look(key, verb)
+                if self.lost < 120:
+                    self.lost += 1
+                    await other.incr(key, -1, ttl=60)
+                return seen
+
+        slow = Overtaken.from_url(memcached_url)
+        assert await slow.incr(key, -1, ttl=60) == -121
+        await slow.aclose()
+
+
 async def test_a_counter_crosses_every_border(backend: MemcachedBackend, key: str):
     """Zero, the ends of 64 bits, and digits becoming fewer; refused sums change nothing."""
     total = 0
