@@ -559,7 +559,12 @@ class Cache:
         marks = {key: watch.open(key) for key in keys}
         found: dict[str, Any] = {}
         try:
-            for key, seen in (await self._remote.read_many(keys)).items():
+            try:
+                there: Mapping[str, Seen] = await self._remote.read_many(keys)
+            except BackendError as error:
+                self._tolerate("get_many", "", error)
+                there = error.found
+            for key, seen in there.items():
                 received = await self._receive(key, seen, type_)
                 if received is not None and received.fresh_for > 0:
                     if marks[key].intact:
