@@ -28,7 +28,7 @@ from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker, Seen
 from .staircase import Staircase, ahead
-from .tiers import MISS, Extra, Shared, Tiers, until_due
+from .tiers import MISS, Extra, Received, Shared, Tiers, until_due
 
 __all__ = ["Cache", "cached"]
 
@@ -401,24 +401,29 @@ class Cache:
         marks = {key: watch.open(key) for key in keys}
         found: dict[str, Any] = {}
         try:
-            try:
-                there: Mapping[str, Seen] = await self._remote.read_many(keys)
-            except BackendError as error:
-                self._notes.tolerate("get_many", "", error)
-                there = error.found
-            for key, seen in there.items():
-                received = await self._tiers.receive(key, seen, type_)
-                if received is not None and received.fresh_for > 0:
+            for key, received in (await self._receive_many(keys, type_)).items():
+                if received.fresh_for > 0:
                     if marks[key].intact:
                         self._tiers.keep_received(key, received)
                     self._notes.hit(key, "far")
                     found[key] = received.value
-        except BackendError as error:
-            self._notes.tolerate("get_many", "", error)
         finally:
             for key, mark in marks.items():
                 watch.close(key, mark)
         return found
+
+    async def _receive_many(self, keys: list[str], type_: Any) -> dict[str, Received]:
+        assert self._remote is not None  # noqa: S101 - for the type checker
+        try:
+            there: Mapping[str, Seen] = await self._remote.read_many(keys)
+        except BackendError as error:
+            self._notes.tolerate("get_many", "", error)
+            there = error.found
+        try:
+            return await self._tiers.receive_many(there, type_)
+        except BackendError as error:
+            self._notes.tolerate("get_many", "", error)
+            return {}
 
     async def ttl(self, key: str) -> float | None:
         """Return the seconds for which the value under ``key`` stays fresh; ``None`` for ever.

@@ -7,7 +7,7 @@ Here stands how a value gets into and out of each tier; when it does is the busi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -255,6 +255,32 @@ class Tiers:
         Raises:
             BackendError: the tags could not be read.
         """
+        tags = () if seen.envelope is None else seen.envelope.tags
+        cells, tokens = await self._tags_of(tags) if tags else ({}, {})
+        return self._valid(key, seen, type_, decode, cells, tokens)
+
+    async def receive_many(self, there: Mapping[str, Seen], type_: Any) -> dict[str, Received]:
+        """Do as `receive` for what one read of many keys saw; the tags of all are read at once."""
+        tags = [pair for seen in there.values() if seen.envelope is not None for pair in seen.envelope.tags]
+        cells, tokens = await self._tags_of(tags) if tags else ({}, {})
+        received = {key: self._valid(key, seen, type_, True, cells, tokens) for key, seen in there.items()}
+        return {key: one for key, one in received.items() if one is not None}
+
+    async def _tags_of(self, tags: Iterable[tuple[str, bytes]]) -> tuple[Mapping[str, TagCell], Mapping[str, bytes]]:
+        names = list(dict.fromkeys([tag for tag, _ in tags]))
+        cells = dict(zip(names, self.scope.tags.cells(names), strict=True))
+        assert self.remote is not None  # noqa: S101 - for the type checker
+        return cells, await self.remote.tag_tokens(names)
+
+    def _valid(
+        self,
+        key: str,
+        seen: Seen,
+        type_: Any,
+        decode: bool,  # noqa: FBT001 - positional, as all here
+        known: Mapping[str, TagCell],
+        tokens: Mapping[str, bytes],
+    ) -> Received | None:
         if seen.garbage is not None:
             self.notes.garbage(key, seen.garbage)
             return None
@@ -264,13 +290,9 @@ class Tiers:
         envelope = seen.envelope
         if envelope is None:
             return None
-        cells: tuple[TagCell, ...] = ()
-        if envelope.tags:
-            cells = self.scope.tags.cells(tag for tag, _ in envelope.tags)
-            assert self.remote is not None  # noqa: S101 - for the type checker
-            tokens = await self.remote.tag_tokens([tag for tag, _ in envelope.tags])
-            if any(tokens.get(tag) != token for tag, token in envelope.tags) or any(cell.spoilt for cell in cells):
-                return None
+        cells = tuple([known[tag] for tag, _ in envelope.tags])
+        if any(tokens.get(tag) != token for tag, token in envelope.tags) or any(cell.spoilt for cell in cells):
+            return None
         try:
             value = self.decode(envelope, type_) if decode else None
         except DecodeError as error:

@@ -182,3 +182,33 @@ class Slow(MemoryBackend):
         return await super().set_if(key, data, version, ttl=ttl)
 
     incr = None  # type: ignore[assignment]  # without the capability
+
+
+async def test_the_tags_of_many_values_are_read_at_once():
+    """Reading a hundred values under a hundred tags is two reads of the far tier, not a hundred and one."""
+
+    class Counting(MemoryBackend):
+        reads = 0
+
+        async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+            self.reads += 1
+            return await super().get_many(keys)
+
+    backend = Counting()
+    cache = Cache(backend, memory=None, namespace="n")
+    for number in range(100):
+        await cache.set(f"k{number}", number, tags=[f"t{number}", "all"])
+    await cache.invalidate_tags("t7")
+    backend.reads = 0
+    found = await cache.get_many([f"k{number}" for number in range(100)])
+    assert found == {f"k{number}": number for number in range(100) if number != 7}
+    assert backend.reads == 2
+
+
+async def test_a_failure_is_told_once(backend: Any, recorder: Recorder):
+    """Also where it is raised."""
+    cache = Cache(backend, memory=None, namespace="n", observers=[recorder], policy=Policy(on_backend_error="raise"))
+    backend.torn = True
+    with pytest.raises(BackendTimeout):
+        await cache.get_many(["a", "x"])
+    assert cache.stats().backend_errors == 1
