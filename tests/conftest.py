@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import ModuleType
 
-    from tests.services import PrivateMemcached, PrivateMongoDB, PrivateRedis
+    from tests.services import PrivateMemcached, PrivateMongoDB, PrivateRedis, PrivateSentinel
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
@@ -87,6 +87,24 @@ def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
     yield from private("redis", "PrivateRedis", tmp_path)
 
 
+@pytest.fixture(scope="module")
+def module_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., PrivateRedis]]:
+    """Start Redis servers that a module's tests share."""
+    yield from private("redis", "PrivateRedis", tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture(scope="module")
+def module_sentinel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., PrivateSentinel]]:
+    """Start Sentinels that a module's tests share: `sentinel = module_sentinel(master.port)`."""
+    yield from private("redis", "PrivateSentinel", tmp_path_factory.mktemp("sentinel"))
+
+
+@pytest.fixture
+def private_sentinel(tmp_path: Path) -> Iterator[Callable[..., PrivateSentinel]]:
+    """Start Sentinels of the test's own, as `module_sentinel` does."""
+    yield from private("redis", "PrivateSentinel", tmp_path / "sentinel")
+
+
 @pytest.fixture
 def private_memcached(tmp_path: Path) -> Iterator[Callable[..., PrivateMemcached]]:
     """Start Memcached servers of the test's own, as `private_redis` does."""
@@ -101,7 +119,7 @@ def private(service: str, kind: str, folder: Path) -> Iterator[Callable[..., Any
         missing(service, str(error))
     servers: list[Any] = []
 
-    def start(*options: str) -> Any:
+    def start(*options: Any) -> Any:
         try:
             server = getattr(services, kind)(folder / f"{service}-{len(servers)}", *options)
         except services.UnavailableError as error:

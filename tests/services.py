@@ -1123,6 +1123,27 @@ class PrivateMongoDB(PrivateRedis):
         self.kill()
 
 
+class PrivateSentinel(PrivateRedis):
+    """A Sentinel of one test's own, which watches one master by the name ``mymaster`` and needs nobody to agree."""
+
+    def __init__(self, folder: Path, master: int, *options: str) -> None:
+        """Start it; `options` are further lines of its configuration."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = [
+            f"sentinel monitor mymaster {HOST} {master} 1",
+            "sentinel down-after-milliseconds mymaster 300",
+            "sentinel failover-timeout mymaster 3000",
+            *options,
+        ]
+        super().__init__(folder)
+
+    def _command(self) -> list[str]:
+        configuration = self._folder / "sentinel.conf"  # the Sentinel itself writes to it, too
+        lines = [f"bind {HOST}", f"port {self.port}", f"dir {self._folder}", *self._lines]
+        configuration.write_text("\n".join(lines) + "\n")
+        return [find_redis(), str(configuration), "--sentinel"]
+
+
 class PrivateMemcached(PrivateRedis):
     """The same with a Memcached."""
 

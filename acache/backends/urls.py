@@ -13,8 +13,8 @@ __all__ = ["open_backend"]
 _REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
 _MONGODB: Final = frozenset(("mongodb", "mongodb+srv"))
 _SCHEMES: Final = (
-    "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, memcached://, mongodb://,"
-    " mongodb+srv://, null://"
+    "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, redis+cluster://, redis+sentinel://,"
+    " memcached://, mongodb://, mongodb+srv://, null://"
 )
 
 
@@ -39,7 +39,7 @@ def open_backend(url: str) -> Backend | None:
         from .file import FileBackend  # noqa: PLC0415 - brings worker threads along
 
         return FileBackend.from_url(url)
-    if scheme in _REDIS:
+    if scheme.removesuffix("+cluster").removesuffix("+sentinel") in _REDIS:
         from .redis import RedisBackend  # noqa: PLC0415 - the client library is an extra
 
         return RedisBackend.from_url(url)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import pytest
 
 from acache import MemoryBackend
-from acache.backends.redis import RedisBackend
 from acache.testing import BackendConformance, FakeClock, FaultyBackend
 
 if TYPE_CHECKING:
@@ -33,11 +32,3 @@ class TestFaultyBackend(TestMemoryBackend):
     @pytest.fixture
     def backend(self) -> Backend:
         return FaultyBackend(clock=self.clock)
-
-
-class TestRedisBackend(BackendConformance):
-    """A real server; its own clock ends the entries."""
-
-    @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
-    def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
-        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}")

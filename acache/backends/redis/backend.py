@@ -1,0 +1,331 @@
+"""`RedisBackend`: what each operation says to Redis or Valkey, and what the replies mean.
+
+Commands sent: GET, SET (PX, NX), UNLINK, MGET, EXISTS, PEXPIRE, PERSIST, PTTL, SCAN, and EVALSHA/EVAL of scripts on one
+key; for bodies in chunks HSET, HMGET, GETRANGE and COPY.  A value is stored under its key as it is, so other programs
+can read it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Any, Final, Self, cast
+
+from ...errors import AcacheError, BackendError, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
+from ..base import KeyLimits, Version, batch_error, check_key, check_value
+from . import stream
+from .address import parse
+from .body import is_unfinished
+from .client import Client, carry, connect
+from .scripts import INCREMENT, SET_IF, SWAP, run
+from .transport import Argument, Command, Transport, WrongType
+
+__all__ = ["RedisBackend"]
+
+_LONGEST_MS: Final = 10**15
+_FEWEST_INT, _MOST_INT = -(2**63), 2**63 - 1
+
+
+class RedisBackend:
+    """Redis or Valkey: a server, a master that Sentinels name, or a cluster.
+
+    Args:
+        client: an asyncio client that returns bytes; its owner closes it, and it serves the loop it was first used in.
+
+    Raises:
+        ConfigurationError: a synchronous client, or one with ``decode_responses=True``.
+    """
+
+    key_limits: Final = KeyLimits(max_bytes=4096, printable=False)
+    value_limit: Final = 512 * 1024 * 1024
+    ttl_granularity: Final = 0.001
+
+    def __init__(self, client: Client) -> None:
+        self._begin(carry(client), None)
+
+    def _begin(self, transport: Transport, build: Callable[[], Transport] | None) -> None:
+        self._current: Transport | None = transport
+        self._build = build
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    @classmethod
+    def from_url(
+        cls, url: str, *, max_connections: int = 50, connect_timeout: float = 1.0, timeout: float = 1.0
+    ) -> Self:
+        """Build a backend with connections of its own; none is made before the first operation.
+
+        Args:
+            url: ``redis://[user:password@]host:port/db``, ``unix:///path?db=0``,
+                ``redis+sentinel://[user:password@]host:port,host:port/service?db=0`` or
+                ``redis+cluster://[user:password@]host:port,host:port``; ``rediss``, ``valkey`` and ``valkeys`` in the
+                place of ``redis``, those with an ``s`` for TLS.  Options of the ``redis`` package as a query;
+                ``sentinel_username`` and ``sentinel_password`` for the Sentinels.
+            max_connections: to each server; callers beyond this number wait for one.
+            connect_timeout: seconds.
+            timeout: seconds for each answer.
+
+        Raises:
+            ConfigurationError: a URL or option that cannot work.
+        """
+        scheme = url.partition("://")[0]
+        try:
+            address = parse(url)
+
+            def build() -> Transport:
+                return connect(
+                    address, max_connections=max_connections, connect_timeout=connect_timeout, timeout=timeout
+                )
+
+            transport = build()
+        except (ValueError, TypeError, AttributeError) as error:
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            reason = f"unknown option {unknown[1]!r}" if unknown else error
+            msg = f"cannot open {scheme}://...: {reason}"  # not the URL itself: it may hold a password
+            raise ConfigurationError(msg) from None
+        backend = cls.__new__(cls)
+        backend._begin(transport, build)  # noqa: SLF001 - its own class
+        return backend
+
+    def __repr__(self) -> str:
+        return f"<RedisBackend {self._current.place}>" if self._current is not None else "<RedisBackend closed>"
+
+    # Backend --------------------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, /) -> bytes | None:
+        """See `Backend.get`."""
+        wire = check_key(key, self.key_limits)
+        try:
+            return cast("bytes | None", await self._transport().execute("GET", wire))
+        except WrongType:
+            return (await self._whole(wire))[0]
+
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        """See `Backend.set`."""
+        await self._do("SET", check_key(key, self.key_limits), self._checked(data), *_px(ttl))
+
+    async def delete(self, key: str, /) -> bool:
+        """See `Backend.delete`."""
+        return bool(await self._do("UNLINK", check_key(key, self.key_limits)))
+
+    async def aclose(self) -> None:
+        """Close the connections, if they were opened here."""
+        transport = self._current
+        if self._build is None or transport is None:
+            return
+        self._current = None
+        if self._loop is asyncio.get_running_loop():
+            await transport.aclose()
+
+    # Batch ----------------------------------------------------------------------------------------------------------
+
+    async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        """See `Batch.get_many`; MGET, and EXISTS of what is missing: a body in chunks has no answer to MGET."""
+        names = self._names(keys)
+        found: dict[str, bytes] = {}
+        failed: dict[str, BackendError] = {}
+        missing: list[bytes] = []
+        for group, reply in await self._of_groups("MGET", list(names)):
+            if isinstance(reply, AcacheError):
+                failed |= {names[wire]: _failure(reply) for wire in group}
+                continue
+            for wire, data in zip(group, reply, strict=True):
+                if data is None:
+                    missing.append(wire)
+                else:
+                    found[names[wire]] = data
+        for group, reply in await self._of_groups("EXISTS", missing):
+            if isinstance(reply, AcacheError):
+                failed |= {names[wire]: _failure(reply) for wire in group}
+            elif reply:
+                await self._read_bodies({wire: names[wire] for wire in group}, found, failed)
+        if failed:
+            raise batch_error(failed, found=found)
+        return found
+
+    async def _read_bodies(
+        self, names: Mapping[bytes, str], found: dict[str, bytes], failed: dict[str, BackendError]
+    ) -> None:
+        for wire, key in names.items():
+            try:
+                data, _ = await self._whole(wire)
+            except DecodeError:
+                continue  # a list, say: nothing of ours
+            except BackendError as error:
+                failed[key] = error
+            else:
+                if data is not None:
+                    found[key] = data
+
+    async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
+        """See `Batch.set_many`; pipelined SETs, a thousand in one write."""
+        expiry = _px(ttl)
+        commands: list[Command] = [
+            ("SET", check_key(key, self.key_limits), self._checked(data), *expiry) for key, data in items.items()
+        ]
+        replies = await self._transport().execute_many(commands)
+        failed = {
+            key: _failure(reply) for key, reply in zip(items, replies, strict=True) if isinstance(reply, AcacheError)
+        }
+        if failed:
+            raise batch_error(failed)
+
+    async def delete_many(self, keys: Sequence[str], /) -> int:
+        """See `Batch.delete_many`; UNLINK of as many as one command may name."""
+        names = self._names(keys)
+        removed, failed = 0, dict[str, BackendError]()
+        for group, reply in await self._of_groups("UNLINK", list(names)):
+            if isinstance(reply, AcacheError):
+                failed |= {names[wire]: _failure(reply) for wire in group}
+            else:
+                removed += reply
+        if failed:
+            raise batch_error(failed)
+        return removed
+
+    # Add, Counter, Touch --------------------------------------------------------------------------------------------
+
+    async def add(self, key: str, data: bytes, /, *, ttl: float | None) -> bool:
+        """See `Add.add`."""
+        return bool(await self._do("SET", check_key(key, self.key_limits), self._checked(data), "NX", *_px(ttl)))
+
+    async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
+        """See `Counter.incr`; one script."""
+        wire = check_key(key, self.key_limits)
+        if not _FEWEST_INT <= delta <= _MOST_INT:
+            msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
+            raise DecodeError(msg)
+        return int(await run(self._transport(), INCREMENT, [wire], delta, _ms(ttl)))
+
+    async def touch(self, key: str, /, *, ttl: float | None) -> bool:
+        """See `Touch.touch`."""
+        wire = check_key(key, self.key_limits)
+        if ttl is not None:
+            return bool(await self._do("PEXPIRE", wire, _ms(ttl)))
+        return bool(await self._do("PERSIST", wire) or await self._do("EXISTS", wire))
+
+    async def ttl(self, key: str, /) -> float | None:
+        """See `Touch.ttl`."""
+        left = await self._do("PTTL", check_key(key, self.key_limits))
+        if left == -2:  # noqa: PLR2004 - Redis's word for "no such key"
+            msg = f"no entry under {key!r}"
+            raise KeyMissing(msg)
+        return None if left == -1 else left / 1000
+
+    # Clear, Scan ----------------------------------------------------------------------------------------------------
+
+    async def clear(self, prefix: str, /) -> None:
+        """See `Clear.clear`; SCAN and UNLINK, a thousand at a time."""
+        failure: AcacheError | None = None
+        async for keys in self._transport().scan(_glob(prefix)):
+            for _, reply in await self._of_groups("UNLINK", keys):
+                if isinstance(reply, AcacheError):
+                    failure = reply
+        if failure is not None:
+            raise failure
+
+    async def scan(self, prefix: str, /) -> AsyncIterator[str]:
+        """See `Scan.scan`; keys that are not UTF-8 are somebody else's."""
+        async for keys in self._transport().scan(_glob(prefix)):
+            for key in keys:
+                with suppress(UnicodeDecodeError):
+                    if not is_unfinished(key):
+                        yield key.decode()
+
+    # Cas ------------------------------------------------------------------------------------------------------------
+
+    async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
+        """See `Cas.get_versioned`; the version is the first 40 bytes, or which body in chunks it was."""
+        wire = check_key(key, self.key_limits)
+        try:
+            data = await self._transport().execute("GET", wire)
+        except WrongType:
+            return await self._whole(wire)
+        return data, stream.version_of(data)
+
+    async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
+        """See `Cas.set_if`; SET NX where nothing was seen, else one script."""
+        if version is None:
+            return await self.add(key, data, ttl=ttl)
+        wire = check_key(key, self.key_limits)
+        return bool(await run(self._transport(), SET_IF, [wire], self._checked(data), _ms(ttl), cast("bytes", version)))
+
+    async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
+        """See `Cas.swap`; one script."""
+        wire = check_key(key, self.key_limits)
+        return cast("bytes | None", await run(self._transport(), SWAP, [wire], self._checked(data), _ms(ttl)))
+
+    # Stream ---------------------------------------------------------------------------------------------------------
+
+    def open(self, key: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes] | None]:
+        """See `Stream.open`; a long value that `set` wrote is copied by the server, and the copy read in pieces."""
+        return stream.opened(self._transport, check_key(key, self.key_limits))
+
+    async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
+        """See `Stream.store`; written beside the entry, which the finished body then replaces in one step."""
+        await stream.write(self._transport(), check_key(key, self.key_limits), chunks, _ms(ttl))
+
+    # The transport --------------------------------------------------------------------------------------------------
+
+    def _transport(self) -> Transport:
+        """Return the transport for the running loop; connections cannot move from one loop to another."""
+        loop = asyncio.get_running_loop()
+        if self._loop is loop and self._current is not None:
+            return self._current
+        if self._build is None:
+            if self._loop is not None:
+                msg = (
+                    "this RedisBackend's client was used in another event loop before, and its connections cannot move:"
+                    " inject a new client, or let RedisBackend.from_url() build one for each loop"
+                )
+                raise BackendUnavailable(msg)
+        elif self._loop is not None or self._current is None:
+            self._current = self._build()
+        self._loop = loop
+        assert self._current is not None  # noqa: S101 - for the type checker
+        return self._current
+
+    async def _do(self, *command: Argument) -> Any:
+        return await self._transport().execute(*command)
+
+    async def _of_groups(self, name: str, keys: Sequence[bytes]) -> list[tuple[list[bytes], Any]]:
+        """Send a command that names many keys, as often as it takes; return the keys and reply of each."""
+        if not keys:
+            return []
+        transport = self._transport()
+        groups = transport.grouped(keys)
+        return list(zip(groups, await transport.execute_many([(name, *group) for group in groups]), strict=True))
+
+    async def _whole(self, wire: bytes) -> tuple[bytes | None, Version]:
+        """Return what is under a key that holds no string, and its version."""
+        return await stream.read(self._transport(), wire, self.value_limit)
+
+    def _names(self, keys: Sequence[str]) -> dict[bytes, str]:
+        return {check_key(key, self.key_limits): key for key in keys}
+
+    def _checked(self, data: bytes) -> bytes:
+        return check_value(data, self.value_limit, "Redis")
+
+
+def _failure(error: AcacheError) -> BackendError:
+    if isinstance(error, BackendError):
+        return error
+    failure = BackendUnavailable(str(error))
+    failure.__cause__ = error
+    return failure
+
+
+def _ms(ttl: float | None) -> int | str:
+    """Return the milliseconds as a script takes them."""
+    return "" if ttl is None else max(1, min(math.ceil(ttl * 1000), _LONGEST_MS))
+
+
+def _px(ttl: float | None) -> tuple[Argument, ...]:
+    return () if ttl is None else ("PX", _ms(ttl))
+
+
+def _glob(prefix: str) -> bytes:
+    """Return the glob of what begins with ``prefix``, literally."""
+    return ("".join([f"\\{char}" if char in "\\*?[]" else char for char in prefix]) + "*").encode()

@@ -1,0 +1,438 @@
+"""The connections of the ``redis`` package, as transports: a pool to one server, and a cluster.
+
+What the package raises is translated here, and nowhere else is it imported.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Sequence
+from itertools import count
+from typing import Any, Final, TypeAlias, TypeVar
+
+from ...errors import (
+    AcacheError,
+    BackendRefused,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigurationError,
+    DecodeError,
+)
+from .address import Address
+from .transport import MOST_KEYS, Argument, Command, Transport, UnknownScript, WrongType
+
+try:
+    from redis import asyncio as aioredis
+    from redis import exceptions
+    from redis.asyncio.cluster import ClusterNode, PipelineCommand
+    from redis.asyncio.connection import parse_url
+    from redis.asyncio.retry import Retry
+    from redis.asyncio.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
+    from redis.backoff import NoBackoff
+except ImportError as error:  # pragma: no cover - shown by a test that runs without the extra
+    msg = "RedisBackend needs the redis package: pip install 'acache[redis]'"
+    raise ImportError(msg) from error
+
+__all__ = ["Client", "carry", "connect"]
+
+Client: TypeAlias = "aioredis.Redis | aioredis.RedisCluster"
+
+T = TypeVar("T")
+
+_FAILURES: Final = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
+_HOPS: Final = 8
+"""How often a cluster may send a command elsewhere."""
+_WAIT_FOR_KEYS: Final = 0.02
+"""Seconds until keys that are moving to another node are asked for again."""
+
+
+def connect(address: Address, *, max_connections: int, connect_timeout: float, timeout: float) -> Transport:
+    """Build a transport with connections of its own; nothing connects yet.
+
+    Raises:
+        TypeError, ValueError: an option that the package does not know, or that it cannot use.
+    """
+    options: dict[str, Any] = {
+        "max_connections": max_connections,
+        "socket_connect_timeout": connect_timeout,
+        "socket_timeout": timeout,
+        **parse_url(address.url),
+    }
+    if options.get("decode_responses"):
+        msg = "acache needs bytes: leave decode_responses out"
+        raise ValueError(msg)
+    # A command that was sent may have been carried out: sending it again could count twice.
+    options["retry"] = Retry(NoBackoff(), 0)
+    try:
+        return _OPENED[address.kind](address, options)
+    except exceptions.RedisError as error:  # an option that no connection takes
+        raise ValueError(str(error)) from None
+
+
+def carry(client: Client) -> Transport:
+    """Return a transport over somebody else's client.
+
+    Raises:
+        ConfigurationError: it is none of asyncio, or one that decodes replies.
+    """
+    if not isinstance(client, (aioredis.Redis, aioredis.RedisCluster)):
+        msg = (
+            f"RedisBackend({type(client).__name__}): pass a redis.asyncio.Redis or RedisCluster,"
+            " or use RedisBackend.from_url()"
+        )
+        raise ConfigurationError(msg)
+    if client.get_connection_kwargs().get("decode_responses"):
+        msg = "RedisBackend needs bytes: build its client without decode_responses=True"
+        raise ConfigurationError(msg)
+    return ClusterTransport(client) if isinstance(client, aioredis.RedisCluster) else PoolTransport(client)
+
+
+class PoolTransport:
+    """One server, or the master that Sentinels name, through a pool of connections."""
+
+    def __init__(self, client: aioredis.Redis, *, place: str = "", owned: bool = False) -> None:
+        self._client: Final = client
+        self._owned: Final = owned
+        self._place: Final = place
+        # Where the pool has no connection left, it raises: whoever comes then waits here.
+        self._free: Final = asyncio.Semaphore(client.connection_pool.max_connections)
+
+    @property
+    def place(self) -> str:
+        """See `Transport.place`."""
+        options = self._client.connection_pool.connection_kwargs
+        where = self._place or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
+        return f"{where}/{options.get('db', 0)}"
+
+    async def execute(self, *command: Argument) -> Any:
+        """See `Transport.execute`."""
+        try:
+            async with self._free:
+                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+        except _FAILURES as error:
+            raise _translated(error) from error
+
+    async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
+        """See `Transport.execute_many`."""
+        replies: list[Any] = []
+        for start in range(0, len(commands), MOST_KEYS):
+            pipeline = self._client.pipeline(transaction=False)
+            for command in commands[start : start + MOST_KEYS]:
+                pipeline.execute_command(*command)
+            try:
+                async with self._free:
+                    replies += await pipeline.execute(raise_on_error=False)
+            except _FAILURES as error:
+                replies += [error] * (len(commands) - len(replies))
+                break
+        return [_in_place(reply) for reply in replies]
+
+    def grouped(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        """See `Transport.grouped`."""
+        return _parts(list(keys))
+
+    def beside(self, key: bytes, suffix: bytes) -> bytes:
+        """See `Transport.beside`."""
+        return key + suffix
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """See `Transport.scan`."""
+        cursor: Any = 0
+        while True:
+            cursor, keys = await self.execute("SCAN", cursor, "MATCH", pattern, "COUNT", MOST_KEYS)
+            yield keys
+            if int(cursor) == 0:
+                return
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        if self._owned:
+            await self._client.aclose(close_connection_pool=True)
+            pool = self._client.connection_pool
+            if isinstance(pool, SentinelConnectionPool):
+                for sentinel in pool.sentinel_manager.sentinels:
+                    await sentinel.aclose(close_connection_pool=True)
+
+
+class ClusterTransport:
+    """A cluster: every command goes to the node that owns its key's slot, over one of the connections to that node.
+
+    The package's client keeps the map of slots and the connections.  The way of a command is found here, because the
+    client's own way sends commands again whose connection broke, closes the connections of other commands when it
+    looks for a new map, and gives ASKING and what it is for to different connections.
+    """
+
+    def __init__(self, client: aioredis.RedisCluster, *, place: str = "cluster", owned: bool = False) -> None:
+        self.place: Final = place
+        self._client: Final = client
+        self._owned: Final = owned
+        self._suspects: Final[set[str]] = set()
+        """Nodes that failed since the map was read: maybe others have taken over from them."""
+        self._free: Final[dict[str, asyncio.Semaphore]] = {}
+        """By node, the connections that may still be used; where the client has none left, it raises."""
+
+    async def execute(self, *command: Argument) -> Any:
+        """See `Transport.execute`."""
+        try:
+            return await self._delivered(command)
+        except _FAILURES as error:
+            raise _translated(error) from error
+
+    async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
+        """See `Transport.execute_many`; the nodes are asked at the same time."""
+        replies: list[Any] = [None] * len(commands)
+        by_node: dict[ClusterNode, list[int]] = {}
+        for index, command in enumerate(commands):
+            try:
+                by_node.setdefault(await self._owner(_key(command)), []).append(index)
+            except _FAILURES as error:
+                replies[index] = error
+        async with asyncio.TaskGroup() as nodes:
+            for node, indices in by_node.items():
+                nodes.create_task(self._deliver(node, indices, commands, replies))
+        for index, reply in enumerate(replies):
+            if isinstance(reply, (exceptions.AskError, exceptions.TryAgainError)):
+                try:
+                    replies[index] = await self._delivered(commands[index])
+                except _FAILURES as error:
+                    replies[index] = error
+        return [_in_place(reply) for reply in replies]
+
+    async def _deliver(
+        self, node: ClusterNode, indices: list[int], commands: Sequence[Command], replies: list[Any]
+    ) -> None:
+        for done, part in enumerate(_parts(indices)):
+            try:
+                answers = await self._ask(node, [commands[index] for index in part])
+            except _FAILURES as error:
+                for index in indices[done * MOST_KEYS :]:
+                    replies[index] = error
+                return
+            for index, answer in zip(part, answers, strict=True):
+                replies[index] = answer
+
+    def grouped(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        """See `Transport.grouped`."""
+        slots: dict[int, list[bytes]] = {}
+        for key in keys:
+            slots.setdefault(self._client.keyslot(key), []).append(key)
+        return [part for group in slots.values() for part in _parts(group)]
+
+    def beside(self, key: bytes, suffix: bytes) -> bytes:
+        """See `Transport.beside`; a key without a hash tag needs a number that brings it to the same slot."""
+        slot = self._client.keyslot(key)
+        wanted = (b"%s%s%s" % (key, b"%x" % number if number else b"", suffix) for number in count())
+        return next(name for name in wanted if self._client.keyslot(name) == slot)
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """See `Transport.scan`; keys that move between two nodes meanwhile may be listed twice, or missed."""
+        failure: AcacheError | None = None
+        try:
+            await self._client.initialize()
+        except _FAILURES as error:
+            raise _translated(error) from error
+        for node in self._client.get_primaries():
+            cursor: Any = 0
+            while True:
+                try:
+                    [page] = await self._ask(node, [("SCAN", cursor, "MATCH", pattern, "COUNT", MOST_KEYS)])
+                    if isinstance(page, Exception):
+                        raise page
+                except _FAILURES as error:
+                    failure = _translated(error)
+                    failure.__cause__ = error
+                    break
+                cursor, keys = page
+                yield keys
+                if int(cursor) == 0:
+                    break
+        if failure is not None:
+            raise failure
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        if self._owned:
+            await self._client.aclose()
+
+    async def _delivered(self, command: Command) -> Any:
+        """Return the reply of the node that answers for the key, following it where it goes."""
+        key = _key(command)
+        node, asking = await self._owner(key), False
+        for hop in count(1):
+            try:
+                async with self._connection(node):
+                    if not asking:
+                        return await node.execute_command(*command)
+                # The permission counts for the next command on the same connection only.
+                _, reply = await self._ask(node, [("ASKING",), command])
+                if not isinstance(reply, Exception):
+                    return reply
+                raise reply
+            except exceptions.AskError as elsewhere:  # before MovedError, which is its child
+                if hop == _HOPS:
+                    raise
+                if isinstance(elsewhere, exceptions.MovedError):
+                    self._suspects.add(node.name)
+                    await self._read_map()
+                node, asking = await self._at(elsewhere), not isinstance(elsewhere, exceptions.MovedError)
+            except exceptions.TryAgainError:
+                if hop == _HOPS:
+                    raise
+                await asyncio.sleep(_WAIT_FOR_KEYS)
+            except (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ClusterDownError, OSError):
+                self._suspects.add(node.name)
+                raise
+        raise AssertionError  # for the type checker: count() has no end
+
+    async def _ask(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+        """Return the replies and error replies of one node to one write."""
+        batch = [PipelineCommand(index, *command) for index, command in enumerate(commands)]
+        try:
+            async with self._connection(node):
+                await node.execute_pipeline(batch)
+        except _FAILURES:
+            self._suspects.add(node.name)
+            raise
+        replies = [command.result for command in batch]
+        if any(isinstance(reply, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)) for reply in replies):
+            self._suspects.add(node.name)
+        return replies
+
+    def _connection(self, node: ClusterNode) -> asyncio.Semaphore:
+        free = self._free.get(node.name)
+        if free is None:
+            free = self._free[node.name] = asyncio.Semaphore(node.max_connections)
+        return free
+
+    async def _owner(self, key: Any) -> ClusterNode:
+        await self._client.initialize()
+        node = self._client.get_node_from_key(key)
+        if node is not None and node.name in self._suspects:
+            await self._read_map()
+            node = self._client.get_node_from_key(key)
+        if node is None:  # pragma: no cover - only for a replica, says the package
+            msg = "no node owns the slot of this key"
+            raise exceptions.SlotNotCoveredError(msg)
+        return node
+
+    async def _at(self, elsewhere: exceptions.AskError) -> ClusterNode:
+        """Return the node that a redirection names."""
+        node = self._client.get_node(host=elsewhere.host, port=elsewhere.port)
+        if node is None:
+            await self._read_map()
+            node = self._client.get_node(host=elsewhere.host, port=elsewhere.port)
+        if node is None:
+            raise elsewhere
+        return node
+
+    async def _read_map(self) -> None:
+        """Ask a node which slots are where; without an answer the old map stays."""
+        self._suspects.clear()
+        try:
+            await self._client.nodes_manager.initialize()
+        except _FAILURES:
+            return
+
+
+def _to_server(_: Address, options: dict[str, Any]) -> Transport:
+    pool = aioredis.ConnectionPool(**options)
+    pool.make_connection()  # type: ignore[no-untyped-call]  # connects nothing, but reads the options
+    return PoolTransport(aioredis.Redis.from_pool(pool), owned=True)
+
+
+def _to_master(address: Address, options: dict[str, Any]) -> Transport:
+    secure = _for_many_servers(options)
+    how = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl_"))}
+    how |= {**address.sentinel_options, "retry": options["retry"], **({"ssl": True} if secure else {})}
+    sentinels = Sentinel(list(address.hosts), sentinel_kwargs=how)  # type: ignore[no-untyped-call]
+    client: aioredis.Redis = sentinels.master_for(address.service, ssl=secure, **options)
+    client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # reads the options, as above
+    return PoolTransport(client, place=f"{address.service} of {_places(address)}", owned=True)
+
+
+def _to_cluster(address: Address, options: dict[str, Any]) -> Transport:
+    secure = _for_many_servers(options)
+    nodes = [ClusterNode(host, port) for host, port in address.hosts]
+    client = aioredis.RedisCluster(startup_nodes=nodes, ssl=secure, require_full_coverage=False, **options)
+    for node in client.startup_nodes[:1]:
+        node.release(node.acquire_connection())  # reads the options, as above
+    return ClusterTransport(client, place=f"cluster {_places(address)}", owned=True)
+
+
+_OPENED: Final = {"server": _to_server, "sentinel": _to_master, "cluster": _to_cluster}
+
+
+def _for_many_servers(options: dict[str, Any]) -> bool:
+    """Take out what is of one server only; tell whether connections are to be secure."""
+    del options["host"], options["port"]
+    return options.pop("connection_class", None) is not None
+
+
+def _places(address: Address) -> str:
+    return ",".join(f"{host}:{port}" for host, port in address.hosts)
+
+
+def _parts(items: list[T]) -> list[list[T]]:
+    return [items[start : start + MOST_KEYS] for start in range(0, len(items), MOST_KEYS)]
+
+
+def _key(command: Command) -> Argument:
+    return command[3 if command[0] in ("EVALSHA", "EVAL") else 1]
+
+
+def _in_place(reply: Any) -> Any:
+    """Return a reply as it is, and an error as acache's own."""
+    if not isinstance(reply, Exception):
+        return reply
+    error = _translated(reply)
+    error.__cause__ = reply
+    return error
+
+
+_REFUSED: Final = (
+    exceptions.AuthenticationError,
+    exceptions.AuthorizationError,
+    exceptions.NoPermissionError,
+    exceptions.ReadOnlyError,
+    exceptions.OutOfMemoryError,
+)
+_SAID_NO: Final = re.compile(
+    r"\b(NOAUTH|WRONGPASS|NOPERM|READONLY|OOM|MISCONF|DENIED)\b"
+    r"|executing the script can't|read.only replica|> 'maxmemory'"  # from inside a script, by older servers
+)
+
+
+def _translated(error: Exception) -> AcacheError:
+    """Find the acache error that says what to do."""
+    cause: BaseException = error
+    while type(cause) is exceptions.RedisClusterException and cause.__cause__ is not None:
+        cause = cause.__cause__  # the package's "cannot be connected", and why
+    text = str(cause)
+    if isinstance(cause, (exceptions.TimeoutError, TimeoutError)):
+        return BackendTimeout(f"Redis did not answer in time: {text}")
+    if isinstance(cause, MasterNotFoundError):
+        # Its text holds what each of the Sentinels answered, in the package's words.
+        if "AuthenticationError" in text or "NoPermissionError" in text:
+            return BackendRefused("the Sentinels refused: check sentinel_username and sentinel_password")
+        return BackendUnavailable("no Sentinel that answers knows a master of this name")
+    if isinstance(cause, _REFUSED):
+        return BackendRefused(f"Redis refused: {_advised(text, cause)}")
+    if isinstance(cause, exceptions.NoScriptError):
+        return UnknownScript(f"Redis: {text}")
+    if isinstance(cause, (exceptions.ConnectionError, OSError, EOFError)):
+        return BackendUnavailable(f"cannot reach Redis: {text}")
+    if isinstance(cause, exceptions.ResponseError):
+        if "WRONGTYPE" in text:
+            return WrongType(f"Redis: {text}")
+        if "not an integer" in text or "would overflow" in text:
+            return DecodeError(f"Redis: {text}")
+        if _SAID_NO.search(text):
+            return BackendRefused(f"Redis refused: {_advised(text, cause)}")
+    return BackendUnavailable(f"Redis failed: {text}")
+
+
+def _advised(text: str, cause: BaseException) -> str:
+    if isinstance(cause, exceptions.OutOfMemoryError) or "OOM" in text or "'maxmemory'" in text:
+        return f"{text} (raise maxmemory, or set a maxmemory-policy that evicts)"
+    return text

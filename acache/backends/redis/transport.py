@@ -1,0 +1,69 @@
+"""How commands travel: the narrow interface between what `RedisBackend` says and the connections that carry it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, Protocol, TypeAlias
+
+from ...errors import DecodeError
+
+__all__ = ["MOST_KEYS", "Argument", "Command", "Transport", "UnknownScript", "WrongType"]
+
+Argument: TypeAlias = str | bytes | int
+Command: TypeAlias = tuple[Argument, ...]
+"""A name and its arguments; the key, or keys of one slot, first.  Of a script: EVALSHA, digest, count, keys."""
+
+MOST_KEYS = 1000
+"""Keys in one command, and commands in one write."""
+
+
+class WrongType(DecodeError):
+    """The key holds something of another type than the command is for."""
+
+
+class UnknownScript(DecodeError):
+    """The server has not seen this script since it started."""
+
+
+class Transport(Protocol):
+    """Carries commands to the server that holds their key, and replies back.
+
+    Replies are as Redis gives them: bytes, integers, lists, ``None``; a status is truthy.  An error reply, and every
+    failure on the way, is one of acache's errors with the client library's as its cause.  Nothing is sent twice, but
+    for what a cluster has sent elsewhere without carrying it out.
+    """
+
+    @property
+    def place(self) -> str:
+        """Where it goes, for people; without passwords."""
+        ...
+
+    async def execute(self, *command: Argument) -> Any:
+        """Return the reply to one command."""
+        ...
+
+    async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
+        """Return the reply or the error of each, in their order, having tried them all; in bounded writes.
+
+        What is bound for a server that cannot be reached, or no longer answers, fails without waiting for it again.
+        """
+        ...
+
+    def grouped(self, keys: Sequence[bytes]) -> list[list[bytes]]:
+        """Split keys into lists, each of which one command may name."""
+        ...
+
+    def beside(self, key: bytes, suffix: bytes) -> bytes:
+        """Return a key that begins with ``key``, ends with ``suffix``, and may be named together with ``key``."""
+        ...
+
+    def scan(self, pattern: bytes) -> AsyncIterator[list[bytes]]:
+        """Yield the keys that match a glob, page by page, from every server that owns some.
+
+        Where a server fails, the others are listed before its error is raised.
+        """
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connections, if they were opened here."""
+        ...
