@@ -1,0 +1,388 @@
+"""Commands of many callers over few connections.
+
+Those of one loop turn leave in one write, and the replies are matched in their order.  A `Line` is one connection;
+`Lines` opens them, chooses one for each command, and knows what may be sent again.  A cancelled caller leaves his place
+in the line: his reply is read, and dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from typing import Any, Final
+
+from ...errors import BackendTimeout, BackendUnavailable
+from .resp import INCOMPLETE, Push, Reader
+
+__all__ = ["Line", "Lines", "Lost"]
+
+_HIGH_WATER: Final = 1 << 20
+"""Bytes of one loop turn, above which further callers wait until they have left."""
+_LARGE: Final = 1 << 16
+"""Bytes of a command that would hold up small ones."""
+_LONG: Final = 1 << 20
+"""Bytes of a reply under way that holds up others."""
+_LONGEST_PAUSE: Final = 1.0
+_ATTEMPTS: Final = 3
+
+
+class Lost(BackendUnavailable):
+    """The connection was lost before the reply came."""
+
+    sent = True
+    """Whether the command may have been carried out."""
+
+
+class Line(asyncio.Protocol):
+    """One connection, and those who wait for its replies.
+
+    Args:
+        reader: makes replies of bytes.
+        timeout: seconds without a byte from the other side, while somebody waits, after which the connection is ended.
+        place: of the server, for messages.
+        on_push: gets the messages that answer nothing, in their order among the replies.
+        on_long: called when a reply is so long that those behind it should not wait for its end.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        timeout: float,
+        place: str,
+        on_push: Callable[[Any], object] | None = None,
+        on_long: Callable[[Line], object] | None = None,
+    ) -> None:
+        self._loop: Final = asyncio.get_running_loop()
+        self._reader: Final = reader
+        self._timeout: Final = timeout
+        self._place: Final = place
+        self._on_push: Final = on_push
+        self._on_long: Final = on_long
+        self._transport: Any = None
+        self._waiting: Final[deque[tuple[asyncio.Future[Any], bytes | None]]] = deque()
+        """Those whose replies are to come, in order; with the command, where it may be sent again."""
+        self._queue: Final[deque[tuple[asyncio.Future[None], int]]] = deque()
+        """Those who wait until there is room to write, and for how many bytes."""
+        self._out: list[bytes] = []
+        self._out_bytes = 0
+        self._flushing = False
+        self._paused = False
+        self._watch: asyncio.TimerHandle | None = None
+        self._active_at = 0.0
+        self._backlog = 0
+        self._under_way = 0
+        """Bytes received of a reply that is not all there."""
+        self._why: BaseException | None = None
+        self.busy = False
+        """Whether a long reply is under way."""
+        self.closed = False
+
+    @property
+    def crowded(self) -> bool:
+        """Whether a caller has to wait, in `room`, before he may `send`."""
+        return self._paused or self._out_bytes > _HIGH_WATER or bool(self._queue)
+
+    @property
+    def load(self) -> int:
+        """How many wait for a reply."""
+        return len(self._waiting)
+
+    # Sending --------------------------------------------------------------------------------------------------------
+
+    def send(self, command: bytes, *, again: bool) -> asyncio.Future[Any]:
+        """Send a command, at once if nothing else is under way, else with those of this loop turn; return its reply.
+
+        Args:
+            command: in RESP.
+            again: it changes nothing, and may be sent a second time.
+        """
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._put(future, command, command if again else None)
+        return future
+
+    def _put(self, future: asyncio.Future[Any], command: bytes, again: bytes | None) -> None:
+        if self.closed:
+            future.set_exception(self._lost(sent=False))
+            return
+        idle = not self._waiting
+        self._waiting.append((future, again))
+        if idle:
+            self._active_at = self._loop.time()
+            if self._watch is None:
+                self._watch = self._loop.call_later(self._timeout, self._look)
+            if not self._flushing:
+                # Alone, it would only lose a turn of the loop by waiting for company.
+                self._transport.write(command)
+                return
+        self._out.append(command)
+        self._out_bytes += len(command)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        out, self._out, self._out_bytes = self._out, [], 0
+        if out:
+            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self._wake()
+
+    async def room(self, size: int) -> None:
+        """Wait, in turn, until there is room to write ``size`` bytes, or the connection is lost."""
+        if self.closed:
+            return
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._queue.append((turn, size))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self._wake()  # it may have been this one's turn
+            raise
+
+    def _wake(self) -> None:
+        """Let go on who finds room now; all of them send in the next loop turn, before the next `_flush`."""
+        room = _HIGH_WATER - self._out_bytes
+        while self._queue and (self.closed or (room > 0 and not self._paused)):
+            turn, size = self._queue.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                room -= size
+
+    def relieve(self, other: Line) -> None:
+        """Ask another line too for what is held up behind a long reply; whichever answers first counts."""
+        for future, command in list(islice(self._waiting, 1, None)):
+            if command is not None and not future.done():
+                other._put(future, command, None)
+
+    # Receiving ------------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Match replies to those who wait."""
+        self._active_at = self._loop.time()
+        waiting, gets = self._waiting, self._reader.gets
+        self._under_way += len(data)
+        try:
+            self._reader.feed(data)
+            while (reply := gets()) is not INCOMPLETE:
+                self._under_way = 0
+                if type(reply) is Push:
+                    if self._on_push is not None:
+                        self._on_push(reply)
+                    continue
+                future, _ = waiting.popleft()
+                if future.done():
+                    continue
+                if isinstance(reply, Exception):
+                    future.set_exception(reply)
+                else:
+                    future.set_result(reply)
+        except Exception as error:  # noqa: BLE001 - not RESP, or a reply to nothing: what comes now belongs to nobody
+            self._end(error)
+            return
+        if self._under_way <= _LONG:
+            self.busy = False
+        elif not self.busy:
+            self.busy = True
+            if self._on_long is not None:
+                self._on_long(self)
+
+    def _look(self) -> None:
+        """End a connection on which nothing moves while somebody waits."""
+        self._watch = None
+        if not self._waiting:
+            return
+        backlog = self._transport.get_write_buffer_size()
+        if backlog < self._backlog:
+            self._active_at = self._loop.time()
+        self._backlog = backlog
+        left = self._active_at + self._timeout - self._loop.time()
+        if left > 0:
+            self._watch = self._loop.call_later(left, self._look)
+        else:
+            self._end(BackendTimeout(f"{self._place} did not answer within {self._timeout} s"))
+
+    # Life -----------------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin."""
+        self._transport = transport
+
+    def pause_writing(self) -> None:
+        """The other side does not read as fast as this one writes."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """It has caught up."""
+        self._paused = False
+        self._wake()
+
+    def connection_lost(self, error: BaseException | None) -> None:
+        """Tell those who wait."""
+        self._end(error)
+
+    def close(self) -> None:
+        """End the connection now."""
+        self._end(None)
+
+    def _end(self, why: BaseException | None) -> None:
+        if self.closed:
+            return
+        self.closed, self._why = True, why
+        self._transport.abort()
+        if self._watch is not None:
+            self._watch.cancel()
+        self._wake()
+        sent = len(self._waiting) - len(self._out)
+        for place, (future, _) in enumerate(self._waiting):
+            if not future.done():
+                future.set_exception(self._lost(sent=place < sent))
+        self._waiting.clear()
+        self._out.clear()
+
+    def _lost(self, *, sent: bool) -> Exception:
+        if sent and isinstance(self._why, BackendTimeout):
+            return BackendTimeout(*self._why.args)
+        lost = Lost(f"the connection to {self._place} was lost{f': {self._why}' if self._why else ''}")
+        lost.sent = sent
+        lost.__cause__ = self._why
+        return lost
+
+
+class Lines:
+    """The connections to one server, in one event loop.
+
+    The first takes the small commands of everybody.  Others, up to ``most``, are opened for large commands, and while a
+    long reply holds the first one up.
+
+    Args:
+        connect: opens a connection, whose ``on_long`` is the argument.
+        most: connections.
+    """
+
+    def __init__(self, connect: Callable[[Callable[[Line], object]], Awaitable[Line]], *, most: int = 4) -> None:
+        self._connect: Final = connect
+        self._most: Final = most
+        self._lines: list[Line] = []
+        self._opening: asyncio.Task[Line] | None = None
+        self._failures = 0
+        self._not_before = 0.0
+        self._last: BaseException | None = None
+        self._tasks: Final[set[asyncio.Task[None]]] = set()
+
+    async def call(self, command: bytes, *, again: bool = False) -> Any:
+        """Send a command; return its reply, or raise it.
+
+        What was not sent when its connection was lost is sent over another; what was, only if it may be sent ``again``.
+        """
+        for attempt in range(_ATTEMPTS):
+            line = await self._line(len(command))
+            try:
+                return await line.send(command, again=again)
+            except Lost as lost:
+                if (lost.sent and not again) or attempt == _ATTEMPTS - 1:
+                    raise
+                again = again and not lost.sent  # once
+        raise AssertionError  # for the type checker
+
+    async def call_many(self, commands: Sequence[bytes]) -> list[Any]:
+        """Send commands one right after the other; return the reply or the error of each."""
+        line = await self._line(sum([len(command) for command in commands]))
+        futures = [line.send(command, again=False) for command in commands]
+        try:
+            await asyncio.wait(futures)
+        except asyncio.CancelledError:
+            for future in futures:
+                future.cancel()
+            raise
+        return [future.exception() or future.result() for future in futures]
+
+    async def _line(self, size: int) -> Line:
+        lines = self._lines
+        if not lines or lines[0].closed or lines[0].busy or size >= _LARGE:
+            line = await self._other(large=size >= _LARGE)
+        else:
+            line = lines[0]
+        if line.crowded:
+            await line.room(size)
+        return line
+
+    async def _other(self, *, large: bool) -> Line:
+        """Return a line that is not busy; for a large command not the first, which is for the small ones."""
+        while True:
+            self._lines = [line for line in self._lines if not line.closed]
+            usable = self._lines[large:]
+            free = [line for line in usable if not line.busy and not (large and line.load)]
+            if free:
+                return free[0]
+            if usable and len(self._lines) >= self._most:
+                return min(usable, key=lambda line: line.load)
+            await self._open()
+
+    async def _open(self) -> None:
+        """Open one more line; those who need one at the same time share it."""
+        loop = asyncio.get_running_loop()
+        if self._opening is None:
+            if loop.time() < self._not_before:
+                msg = f"not connected, and trying again in a moment; last: {self._last}"
+                raise BackendUnavailable(msg) from self._last
+            self._opening = loop.create_task(self._open_one())
+            self._opening.add_done_callback(_look_at)
+        opening = self._opening
+        try:
+            await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if opening.cancelled() and not (task is not None and task.cancelling()):
+                msg = "the connection was closed while it was being opened"
+                raise BackendUnavailable(msg) from None
+            raise
+
+    async def _open_one(self) -> Line:
+        try:
+            line = await self._connect(self._relieve)
+        except Exception as error:
+            self._failures += 1
+            pause = min(_LONGEST_PAUSE, 0.01 * 2.0**self._failures) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+            self._not_before = asyncio.get_running_loop().time() + pause
+            self._last = error
+            raise
+        finally:
+            self._opening = None
+        self._failures = 0
+        self._lines.append(line)
+        return line
+
+    def _relieve(self, line: Line) -> None:
+        """Find those who are held up behind a long reply another line."""
+        task = asyncio.get_running_loop().create_task(self._relieve_by_other(line))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _relieve_by_other(self, line: Line) -> None:
+        try:
+            other = await self._other(large=False)
+        except Exception:  # noqa: BLE001 - then they wait
+            return
+        if other is not line and line.busy:
+            line.relieve(other)
+
+    async def aclose(self) -> None:
+        """Close every connection; those who wait get `BackendUnavailable`."""
+        tasks = [*self._tasks, *([self._opening] if self._opening is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for line in self._lines:
+            line.close()
+        self._lines = []
+
+
+def _look_at(task: asyncio.Task[Line]) -> None:
+    """Take note of the outcome, which nobody may be waiting for any more."""
+    if not task.cancelled():
+        task.exception()
