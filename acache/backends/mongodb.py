@@ -418,7 +418,8 @@ class MongoDBBackend:
     async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
         """See `Stream.store`; an update for each chunk of 1 MiB, in memory are two.
 
-        A cancellation that comes while the last command, which makes the entry seen, is under way waits for its answer.
+        A cancelled call waits for the answer to the command that is under way: what comes after it has to find what it
+        wrote.  If that is the one that makes the entry seen, the entry is seen.
         """
         self._check(key)
         token = new_token()
@@ -428,32 +429,36 @@ class MongoDBBackend:
         try:
             async for piece in body:
                 if waiting:
-                    await parts.append(waiting)
+                    await finished(parts.append(waiting))
                 head = head or piece[:HEAD_BYTES]
                 length += len(piece)
                 waiting = piece
             if not parts.count:
                 await self.set(key, waiting, ttl=ttl)
                 return
-            await parts.append(waiting)
-            await parts.renew()
-            manifest = {**_written(token, ttl), "head": {"$literal": head}, "chunks": parts.count, "length": length}
-            await finished(self._commit(key, parts, manifest))
+            await finished(parts.append(waiting))
+            await finished(parts.renew())
         except BaseException:
-            if parts.count:
-                await finished(self._abandon(key, parts))
+            await finished(self._discard(parts))
             raise
         finally:
             await body.aclose()
+        manifest = {**_written(token, ttl), "head": {"$literal": head}, "chunks": parts.count, "length": length}
+        await finished(self._commit(key, parts, manifest))
 
     async def _commit(self, key: str, parts: Chunks, manifest: Json) -> None:
-        await self._put(key, manifest)
-        await self._settle(key, parts)
+        try:
+            await self._put(key, manifest)
+            await self._settle(key, parts)
+        except BackendError:
+            with suppress(BackendError):  # it may have been written all the same
+                await self._do("delete_one", {"_id": key, "token": parts.token})
+                await self._discard(parts)
+            raise
 
-    async def _abandon(self, key: str, parts: Chunks) -> None:
-        """Remove what was written; what a server that is gone keeps ends with its lease."""
+    async def _discard(self, parts: Chunks) -> None:
+        """Remove what nobody has seen; what a server that is gone keeps ends with its lease."""
         with suppress(BackendError):
-            await self._do("delete_one", {"_id": key, "token": parts.token})  # a commit without an answer may have been
             await parts.remove()
 
     async def _settle(self, key: str, parts: Chunks) -> None:
@@ -649,9 +654,9 @@ def _failed_keys(error: BackendError, keys: Sequence[str]) -> dict[str, BackendE
         return {}
     failed: dict[str, BackendError] = {}
     for one in cause.details["writeErrors"]:
-        kind = _kind(frozenset((one["code"],)))
-        failed[keys[one["index"]]] = kind(f"MongoDB: {one['errmsg']}")
-        failed[keys[one["index"]]].__cause__ = cause
+        refused = _kind(frozenset((one["code"],)))(f"MongoDB: {one['errmsg']}")
+        refused.__cause__ = cause
+        failed[keys[int(one["index"])]] = refused
     return failed
 
 
