@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -65,7 +66,7 @@ _LONGEST_MS: Final = 10**14
 _CHUNK: Final = 1000
 _REFUSED: Final = frozenset((13, 18, 8000, 10107, 14031))
 """Unauthorized, AuthenticationFailed, Atlas's word for both, NotWritablePrimary, OutOfDiskSpace."""
-_TOO_LARGE: Final = frozenset((10334, 17280, 17419, 17420))
+_TOO_LARGE: Final = frozenset((10334, 16493, 17280, 17419, 17420))
 
 # An upsert starts from a document with nothing but its _id; that one is not live, for it has no token.
 _LIVE: Final[Json] = {"$and": ["$token", {"$gt": [{"$ifNull": ["$expires", MaxKey()]}, "$$NOW"]}]}
@@ -613,6 +614,9 @@ class MongoDBBackend:
 def _translate(error: Exception) -> BackendError:
     """Find the acache error that says what to do."""
     codes = {one.get("code") for one in _failed(error)} | {_code(error)}
+    if isinstance(error, errors.ServerSelectionTimeoutError):
+        # A write that a wrong password ended is tried again and finds no server; only the text still tells why.
+        codes |= {int(code) for code in re.findall(r"'code': (\d+)", str(error))}
     kind = _kind(codes)
     if kind is BackendRefused:
         return BackendRefused(f"MongoDB refused: {error}")
