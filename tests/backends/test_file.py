@@ -17,11 +17,14 @@ import sys
 import textwrap
 import threading
 import time
+from array import array
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from acache import (
     BackendError,
@@ -30,6 +33,7 @@ from acache import (
     BackendUnavailable,
     Cache,
     ConfigurationError,
+    InvalidKey,
     KeyMissing,
     Policy,
     ValueTooLarge,
@@ -550,6 +554,53 @@ async def test_every_flipped_bit_is_noticed(backend: FileBackend, directory: Pat
     assert await backend.get("key") == b"value"
 
 
+async def _readers(backend: FileBackend, key: str) -> list[bytes | None]:
+    """What each way of reading finds."""
+    found = [await backend.get(key), (await backend.get_many([key])).get(key), (await backend.get_versioned(key))[0]]
+    async with backend.open(key) as body:
+        found.append(None if body is None else b"".join([chunk async for chunk in body]))
+    return found
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), large=st.booleans())
+def test_no_garbage_is_a_value(tmp_path: Path, data: st.DataObject, large: bool) -> None:
+    """Bytes put over, into or in the place of an entry's files: the value that was stored or a miss, and never an error.
+
+    Nor does the garbage stand in the way of the next write.
+    """
+
+    async def main() -> None:
+        backend = FileBackend(tmp_path / "cache")
+        value = LARGE if large else b"12"
+        await backend.set("k", value, ttl=60)
+        for path in entries(tmp_path / "cache") + files(tmp_path / "cache", "*.body"):
+            garbage = data.draw(st.binary(max_size=200))
+            at = data.draw(st.integers(0, 300))
+            before = path.read_bytes()
+            mode = data.draw(st.sampled_from(("leave", "replace", "insert", "overwrite", "cut")))
+            if mode == "leave":
+                continue
+            path.write_bytes(
+                {
+                    "replace": garbage,
+                    "insert": before[:at] + garbage + before[at:],
+                    "overwrite": before[:at] + garbage + before[at + len(garbage) :],
+                    "cut": before[:at],
+                }[mode]
+            )
+        for found in await _readers(backend, "k"):
+            assert found in (value, None)
+        assert [key async for key in backend.scan("")] in ([], ["k"])
+        await backend.sweep()
+        await backend.set("k", b"1", ttl=60)
+        assert await _readers(backend, "k") == [b"1"] * 4
+        assert await backend.incr("k", 1, ttl=60) == 2
+        await backend.aclose()
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("data", [b"v", LARGE], ids=["small", "large"])
 async def test_swapped_files_are_misses(backend: FileBackend, directory: Path, data: bytes) -> None:
     """An entry under another key's name, and a body of another entry, of equal length too."""
@@ -908,6 +959,78 @@ async def test_the_directory_may_vanish(backend: FileBackend, directory: Path) -
     assert await backend.get("k") == b"w"
 
 
+async def test_a_batch_names_what_failed(backend: FileBackend, directory: Path) -> None:
+    """One shard is not to be used: its keys are in the error, with the cause, and the others are done."""
+    keys = [f"k{number}" for number in range(600)]
+    bad = [key for key in keys if shard_of(key) == shard_of("k0")]
+    await backend.set_many(dict.fromkeys(keys, b"old"), ttl=60)
+    (directory / shard_of("k0")).chmod(0o777)
+    with pytest.raises(BackendRefused) as caught:
+        await backend.set_many(dict.fromkeys(keys, b"new"), ttl=60)
+    assert sorted(caught.value.failed) == sorted(bad)
+    assert all(isinstance(error.__cause__, PermissionError) for error in caught.value.failed.values())
+    assert await backend.get_many(keys) == dict.fromkeys([key for key in keys if key not in bad], b"new")
+    with pytest.raises(BackendRefused) as caught:
+        await backend.delete_many(keys)
+    assert sorted(caught.value.failed) == sorted(bad)
+    (directory / shard_of("k0")).chmod(0o700)
+    assert await backend.get_many(keys) == dict.fromkeys(bad, b"old")
+
+
+async def test_a_batch_stores_what_fits(directory: Path) -> None:
+    """What is too large is named, with limit and size."""
+    backend = FileBackend(directory, max_bytes=1 << 20)
+    with pytest.raises(ValueTooLarge, match="900000 .* 838860") as caught:  # noqa: RUF043 - a pattern
+        await backend.set_many({"a": b"1", "large": bytes(900_000), "b": b"2"}, ttl=60)
+    assert list(caught.value.failed) == ["large"]
+    assert await backend.get_many(["a", "large", "b"]) == {"a": b"1", "b": b"2"}
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("key", ["", "\ud800", "a" * (2**20 + 1), 5], ids=["empty", "surrogate", "long", "number"])
+async def test_a_key_that_is_none_is_refused(backend: FileBackend, directory: Path, key: str) -> None:
+    """By every operation, before anything is made."""
+
+    async def read() -> None:
+        async with backend.open(key):
+            pass
+
+    for operation in (
+        backend.get(key),
+        backend.set(key, b"v", ttl=60),
+        backend.delete(key),
+        backend.get_many(["good", key]),
+        backend.set_many({"good": b"v", key: b"v"}, ttl=60),
+        backend.delete_many(["good", key]),
+        backend.add(key, b"v", ttl=60),
+        backend.incr(key, 1, ttl=60),
+        backend.touch(key, ttl=60),
+        backend.ttl(key),
+        backend.get_versioned(key),
+        backend.set_if(key, b"v", None, ttl=60),
+        backend.swap(key, b"v", ttl=60),
+        backend.store(key, [LARGE] * 2, ttl=60),
+        read(),
+    ):
+        with pytest.raises(InvalidKey):
+            await operation
+    assert not directory.exists()
+
+
+async def test_a_clock_set_back_ends_nothing_early(backend: FileBackend, clock: FakeClock) -> None:
+    """Entries live longer by that much, can be replaced and swept, and their files are not taken for abandoned ones."""
+    await backend.set("k", b"v", ttl=60)
+    await backend.set("large", LARGE, ttl=60)
+    clock.set_wall(clock.wall() - 10 * HOUR)
+    assert await backend.get_many(["k", "large"]) == {"k": b"v", "large": LARGE}
+    await backend.set("k", b"w", ttl=60)
+    await backend.sweep()
+    assert await backend.get_many(["k", "large"]) == {"k": b"w", "large": LARGE}
+    clock.advance(61)
+    assert await backend.get("k") is None
+    assert await backend.get("large") == LARGE
+
+
 # The bound and the sweep --------------------------------------------------------------------------------------------
 
 
@@ -929,6 +1052,69 @@ async def test_the_bound_is_held(directory: Path, clock: FakeClock) -> None:
     await backend.aclose()
     assert bound / 2 < used(directory) <= bound
     assert threading.active_count() < 20
+
+
+FILLER = """
+    import asyncio, sys
+    from acache.backends.file import FileBackend
+
+    async def main():
+        backend = FileBackend(sys.argv[1], max_bytes=4 << 20, lock_timeout=60)
+        print(flush=True)
+        for number in range(600):
+            await backend.set(f"{sys.argv[2]}:{number}", b"x" * (10, 5000, 70_000)[number % 3], ttl=None)
+        await backend.aclose()
+
+    asyncio.run(main())
+"""
+
+
+async def test_the_bound_is_held_by_processes_together(directory: Path) -> None:
+    """Of four that write at once; and what they count is what is there."""
+    fillers = [python(FILLER, directory, number) for number in range(4)]
+    while any(filler.poll() is None for filler in fillers):
+        assert used(directory) <= (4 << 20) + 4 * 80_000
+        await asyncio.sleep(0.01)
+    for filler in fillers:
+        filler.communicate()
+        assert filler.returncode == 0
+    assert 2 << 20 < used(directory) <= 4 << 20
+    assert sum(array("Q", (directory / "sizes").read_bytes())) == used(directory)
+
+
+def test_a_write_walks_no_directory(directory: Path) -> None:
+    """Of 2,000 writes with a store at its bound, all but a few list nothing; counted by the interpreter's audit."""
+    program = """
+        import asyncio, sys
+        from acache.backends.file import FileBackend
+
+        listed, opened = 0, 0
+
+        def audit(event, arguments):
+            global listed, opened
+            listed += event == "os.listdir"
+            opened += event == "open"
+
+        async def main():
+            backend = FileBackend(sys.argv[1], max_bytes=8 << 20)
+            for number in range(2000):
+                await backend.set(str(number), b"x", ttl=None)
+            await backend.aclose()
+            before = listed, opened
+            for number in range(2000, 4000):
+                await backend.set(str(number), b"x", ttl=None)
+            await backend.aclose()
+            print((listed - before[0]) / 2000, (opened - before[1]) / 2000)
+
+        sys.addaudithook(audit)
+        asyncio.run(main())
+    """
+    process = python(program, directory)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    listings, opens = map(float, output.split())
+    assert listings < 2  # a shard has eight entries here: removing two hundred takes a look at all of them
+    assert opens < 50
 
 
 async def test_the_longest_unused_goes_first(directory: Path, clock: FakeClock) -> None:
