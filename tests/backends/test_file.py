@@ -1262,8 +1262,9 @@ async def test_a_failing_source_stores_nothing(backend: FileBackend, directory: 
     assert files(directory, "*.tmp") == []
 
 
-async def test_a_cancelled_store_stores_nothing(backend: FileBackend, directory: Path) -> None:
-    """Nor does it leave its file."""
+@pytest.mark.parametrize("old", [None, b"old", LARGE], ids=["none", "small", "large"])
+async def test_a_cancelled_store_stores_nothing(backend: FileBackend, directory: Path, old: bytes | None) -> None:
+    """The old entry stays, and its own file does not."""
     started = asyncio.Event()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -1272,15 +1273,36 @@ async def test_a_cancelled_store_stores_nothing(backend: FileBackend, directory:
         started.set()
         await asyncio.Event().wait()
 
+    if old is not None:
+        await backend.set("k", old, ttl=60)
+    before = len(files(directory, "*.body"))
     task = asyncio.create_task(backend.store("k", chunks(), ttl=60))
     await started.wait()
     assert len(files(directory, "*.tmp")) == 1
-    assert await backend.get("k") is None
+    assert await backend.get("k") == old
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await backend.get("k") is None
+    assert await backend.get("k") == old
     assert files(directory, "*.tmp") == []
+    assert len(files(directory, "*.body")) == before
+
+
+async def test_a_store_cancelled_anywhere_leaves_no_file(backend: FileBackend, directory: Path) -> None:
+    """Not even if its file is made by a worker after the caller has gone."""
+    for turns in range(60):
+        task = asyncio.create_task(backend.store("k", [bytes((turns,)) * 300_000] * 2, ttl=60))
+        for _ in range(turns // 2):
+            await asyncio.sleep(0.0002 * (turns % 2))
+        task.cancel()
+        await asyncio.wait([task])
+        data = await backend.get("k")
+        assert data is None or (len(data) == 600_000 and len(set(data)) == 1)
+    deadline = time.monotonic() + 30
+    while files(directory, "*.tmp") and time.monotonic() < deadline:  # workers end what they began
+        await asyncio.sleep(0.01)
+    assert files(directory, "*.tmp") == []
+    assert len(files(directory, "*.body")) <= 1
 
 
 async def test_cancelled_calls_leave_whole_entries(backend: FileBackend) -> None:

@@ -173,7 +173,7 @@ class FileBackend:
 
         def write(key: str, place: Place) -> bool:
             self._check_length(len(items[key]))
-            return self._store.write(place, items[key], ttl)
+            return self._store.write(place, items[key], ttl)[0]
 
         await self._write_many(items, write)
 
@@ -375,7 +375,7 @@ class FileBackend:
     async def _set(self, key: str, data: bytes, ttl: float | None, condition: Condition | None = None) -> bool:
         place = self._place(key)
         self._check_length(len(data))
-        return await self._locked(place.shard, self._store.write, place, data, ttl, condition)
+        return (await self._locked(place.shard, self._store.write, place, data, ttl, condition))[0]
 
     def _place(self, key: str) -> Place:
         return Place(check_key(key, self.key_limits))

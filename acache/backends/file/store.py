@@ -177,11 +177,14 @@ class Store:
         for _ in range(_ATTEMPTS):
             try:
                 record, data = _read(shard, place.name, LARGEST_RECORD)
-                if record is None or record.key != place.key or record.expires_at <= self._clock.wall():
-                    return None
-                if record.body_name is None:
-                    data = data[record.body_at :]
-                    return Body(record, data, None) if hashlib.sha256(data).digest() == record.digest else None
+            except OSError:
+                return None
+            if record is None or record.key != place.key or record.expires_at <= self._clock.wall():
+                return None
+            if record.body_name is None:
+                data = data[record.body_at :]
+                return Body(record, data, None) if hashlib.sha256(data).digest() == record.digest else None
+            try:
                 file = Descriptor(os.open(record.body_name, READ, dir_fd=shard.fd))
             except FileNotFoundError:
                 continue  # replaced since the record was read: read the new one
@@ -194,18 +197,10 @@ class Store:
 
     # Writing --------------------------------------------------------------------------------------------------------
 
-    def write(self, place: Place, data: bytes, ttl: float | None, condition: Condition | None = None) -> bool:
-        """Replace the entry; tell whether the condition allowed it."""
-        return self._write(place, data, ttl, condition)[0]
-
-    def swap(self, place: Place, data: bytes, ttl: float | None) -> bytes | None:
-        """Replace the entry, and return how the one before began."""
-        before = self._write(place, data, ttl, lambda _: True)[1]
-        return None if before is None else before.first(HEAD_BYTES)
-
-    def _write(
-        self, place: Place, data: bytes, ttl: float | None, condition: Condition | None
+    def write(
+        self, place: Place, data: bytes, ttl: float | None, condition: Condition | None = None
     ) -> tuple[bool, Body | None]:
+        """Replace the entry if the condition allows it; return whether it did, and what the condition saw."""
         if len(data) > INLINE:
             body = self.begin(place)
             try:
@@ -216,6 +211,11 @@ class Store:
         record = Record(place.key, self._expiry(ttl), len(data), hashlib.sha256(data).digest())
         return self._replace(place, record, data, None, condition)
 
+    def swap(self, place: Place, data: bytes, ttl: float | None) -> bytes | None:
+        """Replace the entry, and return how the one before began."""
+        before = self.write(place, data, ttl, lambda _: True)[1]
+        return None if before is None else before.first(HEAD_BYTES)
+
     def begin(self, place: Place) -> Temporary:
         """Open a file for a large body."""
         with Shard(self.path, place.shard, make=True) as shard:
@@ -224,7 +224,7 @@ class Store:
     def commit(
         self, place: Place, body: Temporary, ttl: float | None, condition: Condition | None = None
     ) -> tuple[bool, Body | None]:
-        """Make the entry of what was appended."""
+        """Make the entry of what was appended to ``body``; otherwise like `write`."""
         if self._fsync:
             body.sync()
         record = Record(place.key, self._expiry(ttl), body.length, body.digest.digest(), os.urandom(8))
@@ -233,7 +233,6 @@ class Store:
     def _replace(
         self, place: Place, record: Record, data: bytes, body: Temporary | None, condition: Condition | None
     ) -> tuple[bool, Body | None]:
-        """Replace the entry if the condition allows it; return whether it did, and what the condition saw."""
         self.room.make(record.size_on_disk)
         before: Body | None = None
         with Shard(self.path, place.shard, make=True) as shard, locked(shard.fd, "lock"):
@@ -253,6 +252,8 @@ class Store:
             if self._fsync:
                 head.sync()
             old = _peek(shard, place.name)
+            # Counted first: what fails after the commit would be told to the caller as a write that was not done.
+            self.room.account(shard, record.size_on_disk - (0 if old is None else old.size_on_disk))
             if body is not None and record.body_name is not None:
                 body.rename(shard, record.body_name)
             head.rename(shard, place.name)
@@ -266,7 +267,6 @@ class Store:
             os.fsync(shard.root)  # the shard may be new
         if old is not None and old.body_name is not None and old.body_name != record.body_name:
             remove(shard.fd, old.body_name)
-        self.room.account(shard, record.size_on_disk - (0 if old is None else old.size_on_disk))
 
     def incr(self, place: Place, ttl: float | None, add: Callable[[bytes | None], int]) -> int:
         """Replace a counter by what ``add`` makes of it."""
