@@ -133,7 +133,9 @@ class FileBackend:
 
     async def get(self, key: str, /) -> bytes | None:
         """See `Backend.get`."""
-        return (await self._get(key) or (None, None))[0]
+        place = self._place(key)
+        found = self._store.get_warm(place) or await self._read(self._store.get, place)
+        return None if found is None else found[0]
 
     async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
         """See `Backend.set`."""
@@ -278,7 +280,8 @@ class FileBackend:
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
         """See `Cas.get_versioned`; the version is the SHA-256 of the value."""
-        return await self._get(key) or (None, None)
+        place = self._place(key)
+        return self._store.get_warm(place) or await self._read(self._store.get, place) or (None, None)
 
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
         """See `Cas.set_if`."""
@@ -366,11 +369,6 @@ class FileBackend:
         await self._locked("", self._store.room.make, 0)
 
     # Workers --------------------------------------------------------------------------------------------------------
-
-    async def _get(self, key: str) -> tuple[bytes, bytes] | None:
-        """Return the value and its digest, on the loop if that takes no waiting."""
-        place = self._place(key)
-        return self._store.get_warm(place) or await self._read(self._store.get, place)
 
     async def _set(self, key: str, data: bytes, ttl: float | None, condition: Condition | None = None) -> bool:
         place = self._place(key)

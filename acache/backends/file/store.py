@@ -29,12 +29,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ...clock import FOREVER, Clock
 from ...entry import HEAD_BYTES
-from .disk import READ, Descriptor, Shard, Temporary, locked, open_root, remove
+from .disk import READ, Descriptor, Shard, Temporary, list_directory, locked, open_root, remove, sync_directory
 from .record import INLINE, LARGEST_RECORD, Record, pack, unpack
 from .room import Room
 
@@ -263,8 +263,8 @@ class Store:
                 remove(shard.fd, record.body_name)
             raise
         if self._fsync:
-            os.fsync(shard.fd)
-            os.fsync(shard.root)  # the shard may be new
+            sync_directory(shard.fd)
+            sync_directory(shard.root)  # the shard may be new
         if old is not None and old.body_name is not None and old.body_name != record.body_name:
             remove(shard.fd, old.body_name)
 
@@ -285,7 +285,7 @@ class Store:
         with suppress(FileNotFoundError), Shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
             body = self._find(shard, place)
             if body is not None:
-                self._put(shard, place, replace(body.record, expires_at=self._expiry(ttl)), body.data)
+                self._put(shard, place, body.record._replace(expires_at=self._expiry(ttl)), body.data)
                 return True
         return False
 
@@ -325,14 +325,14 @@ class Store:
         except FileNotFoundError:
             return []
         try:
-            return sorted(filter(_SHARD_NAME.fullmatch, os.listdir(root)))  # noqa: PTH208 - a descriptor
+            return sorted(filter(_SHARD_NAME.fullmatch, list_directory(root)))
         finally:
             os.close(root)
 
     def names(self, shard_name: str) -> list[str]:
         """List the entries of a shard, as names."""
         with Shard(self.path, shard_name) as shard:
-            return list(filter(_ENTRY_NAME.fullmatch, os.listdir(shard.fd)))  # noqa: PTH208 - a descriptor
+            return list(filter(_ENTRY_NAME.fullmatch, list_directory(shard.fd)))
 
     def keys(self, shard_name: str, names: list[str], prefix: bytes) -> list[str]:
         """Return the keys of those of the entries that are alive and begin with ``prefix``."""
@@ -362,7 +362,7 @@ class Store:
         total = 0
         certain = True  # that what cannot be read is not there: without a free descriptor, nothing can be read
         with suppress(FileNotFoundError), Shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
-            names = os.listdir(shard.fd)  # noqa: PTH208 - a descriptor
+            names = list_directory(shard.fd)
             for name in filter(_ENTRY_NAME.fullmatch, names):
                 try:
                     record = _read(shard, name, _PEEK)[0]
