@@ -319,10 +319,7 @@ block = bytes(range(256)) * 4096
 
 async def main():
     backend = RedisBackend.from_url(url, connect_timeout=30, timeout=30)
-    await backend.set("warm", block, ttl=60)
-    await backend.store("warm", [block, block], ttl=60)
-    async with backend.open("warm") as chunks:
-        [chunk async for chunk in chunks]
+    await backend.get("connects")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     await backend.store("big", (block for _ in range(size // len(block))), ttl=600)
     total = 0
