@@ -190,12 +190,16 @@ async def test_a_value_over_the_limit_is_refused_before_anything_is_sent():
             await call()
 
 
+PATIENT = {"connect_timeout": 10.0, "timeout": 10.0}
+"""For tests that are not about deadlines: the machine may be busy."""
+
+
 class TestRedis(BackendConformance):
     """One server."""
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
-        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}")
+        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}", **PATIENT)
 
 
 class TestValkey(BackendConformance):
@@ -203,7 +207,9 @@ class TestValkey(BackendConformance):
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, valkey_url: str) -> Backend:
-        return RedisBackend.from_url(f"{valkey_url.replace('redis://', 'valkey://')}?protocol={request.param}")
+        return RedisBackend.from_url(
+            f"{valkey_url.replace('redis://', 'valkey://')}?protocol={request.param}", **PATIENT
+        )
 
 
 class TestCluster(BackendConformance):
@@ -212,7 +218,7 @@ class TestCluster(BackendConformance):
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, redis_cluster_url: str) -> Backend:
         url = redis_cluster_url.replace("redis://", "redis+cluster://").rstrip("/")
-        return RedisBackend.from_url(f"{url}?protocol={request.param}")
+        return RedisBackend.from_url(f"{url}?protocol={request.param}", **PATIENT)
 
 
 class TestInjectedClient(BackendConformance):
@@ -241,7 +247,7 @@ class TestSentinel(BackendConformance):
 
     @pytest.fixture
     def backend(self, sentinel: Any) -> Backend:
-        return RedisBackend.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+        return RedisBackend.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster", **PATIENT)
 
 
 class TestInjectedSentinel(BackendConformance):
@@ -293,7 +299,9 @@ class TestTLS(BackendConformance):
 
     @pytest.fixture
     def backend(self, tls_port: int, certificate: Path) -> Backend:
-        return RedisBackend.from_url(f"rediss://localhost:{tls_port}/0?ssl_ca_certs={certificate / 'cert.pem'}")
+        return RedisBackend.from_url(
+            f"rediss://localhost:{tls_port}/0?ssl_ca_certs={certificate / 'cert.pem'}", **PATIENT
+        )
 
 
 async def test_a_certificate_that_nobody_vouches_for_is_not_accepted(tls_port: int):
@@ -316,7 +324,7 @@ class TestUnixSocket(BackendConformance):
 
     @pytest.fixture
     def backend(self, unix_socket: str) -> Backend:
-        return RedisBackend.from_url(f"unix://{unix_socket}?db=1")
+        return RedisBackend.from_url(f"unix://{unix_socket}?db=1", **PATIENT)
 
 
 LIFE = """

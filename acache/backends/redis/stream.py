@@ -47,12 +47,12 @@ async def read(transport: Transport, key: bytes, limit: int) -> tuple[bytes | No
                 msg = f"{head.size} bytes are more than the {limit} that are read as one value: use open()"
                 raise ValueTooLarge(msg)
             data = b"".join([chunk async for chunk in _chunks(transport, key, head, at_once=_AT_ONCE)])
-        except WrongType:  # a plain value by now
-            plain = await transport.execute("GET", key)
-            return plain, version_of(plain)
         except _Replaced:
-            continue
-        return data, b"body:" + head.wire
+            with suppress(WrongType):
+                plain = await transport.execute("GET", key)
+                return plain, version_of(plain)
+        else:
+            return data, b"body:" + head.wire
     msg = f"the entry was replaced {_ATTEMPTS} times while it was read"
     raise BackendUnavailable(msg)
 
@@ -63,23 +63,27 @@ async def opened(transport_of_loop: Callable[[], Transport], key: bytes) -> Asyn
     transport = transport_of_loop()
     try:
         first = await transport.execute("GETRANGE", key, 0, CHUNK - 1)
+        if not first:  # an empty value, or none: GET can tell
+            first = await transport.execute("GET", key)
     except WrongType:
         head = await _head(transport, key)
         yield None if head is None else _chunks(transport, key, head)
         return
-    if len(first) == CHUNK:
+    if first is None:
+        yield None
+    elif len(first) < CHUNK:
+        yield _one(first)
+    else:
         # A plain value has no name by which its pieces would know each other: a copy stands still.
         copy = transport.beside(key, new_suffix())
         try:
             there = await run(transport, SNAPSHOT, [key, copy], _ABANDONED_MS)
             yield _ranges(transport, copy, await transport.execute("STRLEN", copy)) if there else None
+        except WrongType as error:
+            raise _Replaced(_REPLACED) from error
         finally:
             with suppress(AcacheError):
                 await transport.execute("UNLINK", copy)
-    elif first or await transport.execute("EXISTS", key):
-        yield _one(first)
-    else:
-        yield None
 
 
 async def write(
@@ -116,12 +120,20 @@ async def _append(transport: Transport, beside: bytes, number: int, chunk: bytes
 
 
 async def _head(transport: Transport, key: bytes) -> Head | None:
-    wire = await transport.execute("HGET", key, HEAD_FIELD)
-    head = Head.parse(wire)
-    if head is None and (wire is not None or await transport.execute("EXISTS", key)):
-        msg = "the key holds a hash of another program"
-        raise DecodeError(msg)
-    return head
+    for _ in range(2):  # a second look, for what appears between the two commands
+        try:
+            wire = await transport.execute("HGET", key, HEAD_FIELD)
+        except WrongType as error:
+            if await transport.execute("TYPE", key) in (b"string", b"hash", b"none"):
+                raise _Replaced(_REPLACED) from error
+            raise
+        if wire is None and not await transport.execute("EXISTS", key):
+            return None
+        head = Head.parse(wire)
+        if head is not None:
+            return head
+    msg = "the key holds a hash of another program"
+    raise DecodeError(msg)
 
 
 async def _chunks(transport: Transport, key: bytes, head: Head, *, at_once: int = 1) -> AsyncIterator[bytes]:
