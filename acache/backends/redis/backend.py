@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from typing import Any, Final, Self, cast
 
 from ...errors import AcacheError, BackendError, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
@@ -19,7 +20,7 @@ from ..base import KeyLimits, Version, batch_error, check_key, check_value
 from . import stream
 from .address import parse
 from .body import is_unfinished
-from .client import Client, carry, connect
+from .client import Client, OneServer, carry, connect
 from .scripts import INCREMENT, SET_IF, SWAP, run
 from .transport import Argument, Command, Transport, WrongType
 
@@ -33,7 +34,9 @@ class RedisBackend:
     """Redis or Valkey: a server, a master that Sentinels name, or a cluster.
 
     Args:
-        client: an asyncio client that returns bytes; its owner closes it, and it serves the loop it was first used in.
+        client: an asyncio client that returns bytes; its owner closes it.
+        multiplex: whether all callers share few connections, made as the client's are; else each command takes one of
+            the client's own, and the backend serves the event loop it was first used in.
 
     Raises:
         ConfigurationError: a synchronous client, or one with ``decode_responses=True``.
@@ -43,8 +46,10 @@ class RedisBackend:
     value_limit: Final = 512 * 1024 * 1024
     ttl_granularity: Final = 0.001
 
-    def __init__(self, client: Client) -> None:
-        self._begin(carry(client), None)
+    def __init__(self, client: Client, *, multiplex: bool = True) -> None:
+        build = partial(carry, client, multiplex=multiplex)
+        # The connections of a pool, and what a cluster's client knows of it, belong to one event loop.
+        self._begin(build(), build if multiplex and isinstance(client, OneServer) else None)
 
     def _begin(self, transport: Transport, build: Callable[[], Transport] | None) -> None:
         self._current: Transport | None = transport
@@ -53,7 +58,13 @@ class RedisBackend:
 
     @classmethod
     def from_url(
-        cls, url: str, *, max_connections: int = 50, connect_timeout: float = 1.0, timeout: float = 1.0
+        cls,
+        url: str,
+        *,
+        multiplex: bool = True,
+        max_connections: int = 50,
+        connect_timeout: float = 1.0,
+        timeout: float = 1.0,
     ) -> Self:
         """Build a backend with connections of its own; none is made before the first operation.
 
@@ -63,7 +74,8 @@ class RedisBackend:
                 ``redis+cluster://[user:password@]host:port,host:port``; ``rediss``, ``valkey`` and ``valkeys`` in the
                 place of ``redis``, those with an ``s`` for TLS.  Options of the ``redis`` package as a query;
                 ``sentinel_username`` and ``sentinel_password`` for the Sentinels.
-            max_connections: to each server; callers beyond this number wait for one.
+            multiplex: whether all callers share few connections to each server; else each command takes one of a pool.
+            max_connections: of the pool to each server; callers beyond this number wait for one.
             connect_timeout: seconds.
             timeout: seconds for each answer.
 
@@ -76,7 +88,11 @@ class RedisBackend:
 
             def build() -> Transport:
                 return connect(
-                    address, max_connections=max_connections, connect_timeout=connect_timeout, timeout=timeout
+                    address,
+                    multiplex=multiplex,
+                    max_connections=max_connections,
+                    connect_timeout=connect_timeout,
+                    timeout=timeout,
                 )
 
             transport = build()
@@ -113,10 +129,9 @@ class RedisBackend:
     async def aclose(self) -> None:
         """Close the connections, if they were opened here."""
         transport = self._current
-        if self._build is None or transport is None:
-            return
-        self._current = None
-        if self._loop is asyncio.get_running_loop():
+        if self._build is not None:
+            self._current = None
+        if transport is not None and self._loop is asyncio.get_running_loop():
             await transport.aclose()
 
     # Batch ----------------------------------------------------------------------------------------------------------

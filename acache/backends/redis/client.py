@@ -1,4 +1,4 @@
-"""The connections of the ``redis`` package, as transports: a pool to one server, and a cluster.
+"""The connections of the ``redis`` package, as transports: to one server and to a cluster, shared or from pools.
 
 What the package raises is translated here, and nowhere else is it imported.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -20,11 +21,14 @@ from ...errors import (
     DecodeError,
 )
 from .address import Address
+from .lines import Line, Lines
+from .resp import make_reader, pack
 from .transport import MOST_KEYS, Argument, Command, Transport, UnknownScript, WrongType
 
 try:
     from redis import asyncio as aioredis
     from redis import exceptions
+    from redis._parsers.base import BaseParser
     from redis.asyncio.cluster import ClusterNode, PipelineCommand
     from redis.asyncio.connection import parse_url
     from redis.asyncio.retry import Retry
@@ -34,20 +38,29 @@ except ImportError as error:  # pragma: no cover - shown by a test that runs wit
     msg = "RedisBackend needs the redis package: pip install 'acache[redis]'"
     raise ImportError(msg) from error
 
-__all__ = ["Client", "carry", "connect"]
+__all__ = ["Client", "OneServer", "carry", "connect"]
 
 Client: TypeAlias = "aioredis.Redis | aioredis.RedisCluster"
+OneServer = aioredis.Redis
 
 T = TypeVar("T")
 
 _FAILURES: Final = (exceptions.RedisError, exceptions.RedisClusterException, OSError, EOFError)
+_READS: Final = frozenset(
+    ("GET", "MGET", "EXISTS", "PTTL", "SCAN", "HGET", "HMGET", "HLEN", "GETRANGE", "STRLEN", "TYPE")
+)
+"""Commands that change nothing, so that they may be sent again when a connection is lost."""
+_PATIENCE: Final = 5.0
+"""Seconds for an answer where a client has no timeout of its own."""
 _HOPS: Final = 8
 """How often a cluster may send a command elsewhere."""
 _WAIT_FOR_KEYS: Final = 0.02
 """Seconds until keys that are moving to another node are asked for again."""
 
 
-def connect(address: Address, *, max_connections: int, connect_timeout: float, timeout: float) -> Transport:
+def connect(
+    address: Address, *, multiplex: bool, max_connections: int, connect_timeout: float, timeout: float
+) -> Transport:
     """Build a transport with connections of its own; nothing connects yet.
 
     Raises:
@@ -65,13 +78,13 @@ def connect(address: Address, *, max_connections: int, connect_timeout: float, t
     # A command that was sent may have been carried out: sending it again could count twice.
     options["retry"] = Retry(NoBackoff(), 0)
     try:
-        return _OPENED[address.kind](address, options)
+        return _OPENED[address.kind](address, options, multiplex)
     except exceptions.RedisError as error:  # an option that no connection takes
         raise ValueError(str(error)) from None
 
 
-def carry(client: Client) -> Transport:
-    """Return a transport over somebody else's client.
+def carry(client: Client, *, multiplex: bool) -> Transport:
+    """Return a transport over somebody else's client, or over connections that are made as those of the client are.
 
     Raises:
         ConfigurationError: it is none of asyncio, or one that decodes replies.
@@ -85,7 +98,9 @@ def carry(client: Client) -> Transport:
     if client.get_connection_kwargs().get("decode_responses"):
         msg = "RedisBackend needs bytes: build its client without decode_responses=True"
         raise ConfigurationError(msg)
-    return ClusterTransport(client) if isinstance(client, aioredis.RedisCluster) else PoolTransport(client)
+    if isinstance(client, aioredis.RedisCluster):
+        return SharedClusterTransport(client) if multiplex else ClusterTransport(client)
+    return SharedTransport(client) if multiplex else PoolTransport(client)
 
 
 class PoolTransport:
@@ -155,6 +170,44 @@ class PoolTransport:
                     await sentinel.aclose(close_connection_pool=True)
 
 
+class SharedTransport(PoolTransport):
+    """One server, or the master that Sentinels name, over few connections that everybody shares.
+
+    The client's pool tells how to connect: address, TLS, login, protocol.
+    """
+
+    def __init__(self, client: aioredis.Redis, *, place: str = "", owned: bool = False) -> None:
+        super().__init__(client, place=place, owned=owned)
+        self._lines: Final = Lines(partial(_open_line, client.connection_pool.make_connection, self.place))
+
+    async def execute(self, *command: Argument) -> Any:
+        """See `Transport.execute`."""
+        try:
+            return await self._lines.call(pack(command), again=command[0] in _READS)
+        except AcacheError:
+            raise
+        except _FAILURES as error:
+            if isinstance(error, exceptions.ReadOnlyError):
+                self._lines.leave()  # Sentinels may have made another one the master
+            raise _translated(error) from error
+
+    async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
+        """See `Transport.execute_many`."""
+        replies: list[Any] = []
+        for part in _parts(list(commands)):
+            try:
+                replies += await self._lines.call_many([pack(command) for command in part])
+            except _FAILURES as error:
+                replies += [error] * (len(commands) - len(replies))
+                break
+        return [_in_place(reply) for reply in replies]
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        await self._lines.aclose()
+        await super().aclose()
+
+
 class ClusterTransport:
     """A cluster: every command goes to the node that owns its key's slot, over one of the connections to that node.
 
@@ -176,6 +229,8 @@ class ClusterTransport:
         """See `Transport.execute`."""
         try:
             return await self._delivered(command)
+        except AcacheError:
+            raise
         except _FAILURES as error:
             raise _translated(error) from error
 
@@ -261,9 +316,8 @@ class ClusterTransport:
         node, asking = await self._owner(key), False
         for hop in count(1):
             try:
-                async with self._connection(node):
-                    if not asking:
-                        return await node.execute_command(*command)
+                if not asking:
+                    return await self._say(node, command)
                 # The permission counts for the next command on the same connection only.
                 _, reply = await self._ask(node, [("ASKING",), command])
                 if not isinstance(reply, Exception):
@@ -287,17 +341,24 @@ class ClusterTransport:
 
     async def _ask(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
         """Return the replies and error replies of one node to one write."""
-        batch = [PipelineCommand(index, *command) for index, command in enumerate(commands)]
         try:
-            async with self._connection(node):
-                await node.execute_pipeline(batch)
+            replies = await self._say_all(node, commands)
         except _FAILURES:
             self._suspects.add(node.name)
             raise
-        replies = [command.result for command in batch]
         if any(isinstance(reply, (exceptions.ConnectionError, exceptions.TimeoutError, OSError)) for reply in replies):
             self._suspects.add(node.name)
         return replies
+
+    async def _say(self, node: ClusterNode, command: Command) -> Any:
+        async with self._connection(node):
+            return await node.execute_command(*command)
+
+    async def _say_all(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+        batch = [PipelineCommand(index, *command) for index, command in enumerate(commands)]
+        async with self._connection(node):
+            await node.execute_pipeline(batch)
+        return [command.result for command in batch]
 
     def _connection(self, node: ClusterNode) -> asyncio.Semaphore:
         free = self._free.get(node.name)
@@ -335,29 +396,82 @@ class ClusterTransport:
             return
 
 
-def _to_server(_: Address, options: dict[str, Any]) -> Transport:
+class SharedClusterTransport(ClusterTransport):
+    """A cluster, over few connections to each node that everybody shares."""
+
+    def __init__(self, client: aioredis.RedisCluster, *, place: str = "cluster", owned: bool = False) -> None:
+        super().__init__(client, place=place, owned=owned)
+        self._lines: Final[dict[str, Lines]] = {}
+
+    async def aclose(self) -> None:
+        """See `Transport.aclose`."""
+        for lines in self._lines.values():
+            await lines.aclose()
+        self._lines.clear()
+        await super().aclose()
+
+    async def _say(self, node: ClusterNode, command: Command) -> Any:
+        return await self._lines_to(node).call(pack(command), again=command[0] in _READS)
+
+    async def _say_all(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
+        return await self._lines_to(node).call_many([pack(command) for command in commands])
+
+    def _lines_to(self, node: ClusterNode) -> Lines:
+        lines = self._lines.get(node.name)
+        if lines is None:
+            make = partial(node.connection_class, **node.connection_kwargs)
+            lines = self._lines[node.name] = Lines(partial(_open_line, make, node.name))
+        return lines
+
+
+async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Line], object]) -> Line:
+    """Let the package connect and log in, and take the connection over."""
+    connection = make()
+    await connection.connect()
+    writer = connection._writer  # noqa: SLF001 - the package has no other way to give a connection away
+    transport = getattr(writer, "transport", None)
+    if transport is None:
+        await connection.disconnect(nowait=True)
+        msg = f"{type(connection).__name__} is no connection of sockets: build the backend with multiplex=False"
+        raise ConfigurationError(msg)
+    connection._reader = connection._writer = None  # noqa: SLF001 - or its end would be the end of the transport
+    line = Line(
+        make_reader(BaseParser.parse_error),
+        timeout=connection.socket_timeout or _PATIENCE,
+        place=place,
+        on_long=on_long,
+        keep=writer,
+    )
+    transport.set_protocol(line)
+    line.connection_made(transport)
+    return line
+
+
+def _to_server(_: Address, options: dict[str, Any], multiplex: bool) -> Transport:  # noqa: FBT001 - as all three
     pool = aioredis.ConnectionPool(**options)
     pool.make_connection()  # type: ignore[no-untyped-call]  # connects nothing, but reads the options
-    return PoolTransport(aioredis.Redis.from_pool(pool), owned=True)
+    return (SharedTransport if multiplex else PoolTransport)(aioredis.Redis.from_pool(pool), owned=True)
 
 
-def _to_master(address: Address, options: dict[str, Any]) -> Transport:
+def _to_master(address: Address, options: dict[str, Any], multiplex: bool) -> Transport:  # noqa: FBT001
     secure = _for_many_servers(options)
     how = {name: value for name, value in options.items() if name.startswith(("socket_", "ssl_"))}
     how |= {**address.sentinel_options, "retry": options["retry"], **({"ssl": True} if secure else {})}
     sentinels = Sentinel(list(address.hosts), sentinel_kwargs=how)  # type: ignore[no-untyped-call]
     client: aioredis.Redis = sentinels.master_for(address.service, ssl=secure, **options)
     client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # reads the options, as above
-    return PoolTransport(client, place=f"{address.service} of {_places(address)}", owned=True)
+    place = f"{address.service} of {_places(address)}"
+    return (SharedTransport if multiplex else PoolTransport)(client, place=place, owned=True)
 
 
-def _to_cluster(address: Address, options: dict[str, Any]) -> Transport:
+def _to_cluster(address: Address, options: dict[str, Any], multiplex: bool) -> Transport:  # noqa: FBT001
     secure = _for_many_servers(options)
     nodes = [ClusterNode(host, port) for host, port in address.hosts]
     client = aioredis.RedisCluster(startup_nodes=nodes, ssl=secure, require_full_coverage=False, **options)
     for node in client.startup_nodes[:1]:
         node.release(node.acquire_connection())  # reads the options, as above
-    return ClusterTransport(client, place=f"cluster {_places(address)}", owned=True)
+    place = f"cluster {_places(address)}"
+    return (SharedClusterTransport if multiplex else ClusterTransport)(client, place=place, owned=True)
 
 
 _OPENED: Final = {"server": _to_server, "sentinel": _to_master, "cluster": _to_cluster}
@@ -383,7 +497,7 @@ def _key(command: Command) -> Argument:
 
 def _in_place(reply: Any) -> Any:
     """Return a reply as it is, and an error as acache's own."""
-    if not isinstance(reply, Exception):
+    if not isinstance(reply, Exception) or isinstance(reply, AcacheError):
         return reply
     error = _translated(reply)
     error.__cause__ = reply

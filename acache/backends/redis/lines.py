@@ -45,6 +45,7 @@ class Line(asyncio.Protocol):
         place: of the server, for messages.
         on_push: gets the messages that answer nothing, in their order among the replies.
         on_long: called when a reply is so long that those behind it should not wait for its end.
+        keep: what must live as long as the connection.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Line(asyncio.Protocol):
         place: str,
         on_push: Callable[[Any], object] | None = None,
         on_long: Callable[[Line], object] | None = None,
+        keep: object = None,
     ) -> None:
+        self._keep: Final = keep
         self._loop: Final = asyncio.get_running_loop()
         self._reader: Final = reader
         self._timeout: Final = timeout
@@ -369,6 +372,11 @@ class Lines:
             return
         if other is not line and line.busy:
             line.relieve(other)
+
+    def leave(self) -> None:
+        """Close every connection, for the next one may lead elsewhere; who waits for a reply gets `Lost`."""
+        for line in self._lines:
+            line.close()
 
     async def aclose(self) -> None:
         """Close every connection; those who wait get `BackendUnavailable`."""
