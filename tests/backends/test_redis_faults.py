@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import shutil
 import socket
 import struct
 import sys
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -156,17 +158,18 @@ async def test_a_restarted_server(private_redis: Callable[..., Any]):
 @pytest.mark.parametrize("login", ["", ":wrong@", "nobody:secret@"], ids=["none", "wrong", "nobody"])
 async def test_a_wrong_password(private_redis: Callable[..., Any], login: str):
     """Refused, whatever is asked; the right one is taken, also through the URL's escapes."""
-    server = private_redis("--requirepass", "s3:cret/@")
+    server = private_redis()
+    async with aioredis.Redis.from_url(server.url) as admin:
+        await admin.config_set("requirepass", "s3:cret/@")
     async with backend_of(f"redis://{login}127.0.0.1:{server.port}") as backend:
         await every_operation_raises(backend, BackendRefused)
     async with backend_of(f"redis://:s3%3Acret%2F%40@127.0.0.1:{server.port}") as backend:
         await backend.set("k", b"v", ttl=60)
 
 
-PERMISSIONS = (
-    "+get +set +getrange +mget +exists +unlink +incrby +pexpire +persist +pttl +scan +type +strlen +eval +evalsha"
-    " +hset +hget +hmget +hlen +copy +rename +select"
-)
+PAGE = (Path(__file__).parents[2] / "docs/backends/redis.md").read_text()
+PERMISSIONS = re.findall(r"^ACL SETUSER .* ~<namespace>::\* -@all (.*)$", PAGE, re.MULTILINE)[0]
+IN_A_CLUSTER = re.findall(r"A cluster wants `(.*)` as well", PAGE)[0]
 
 
 async def permitted(server: Any, rules: str) -> str:
@@ -204,6 +207,23 @@ async def test_the_documented_permissions_are_enough(private_redis: Callable[...
         assert {key async for key in backend.scan("ns::")} == {"ns::k", "ns::n", "ns::long"}
         await backend.clear("ns::")
         assert [key async for key in backend.scan("ns::")] == []
+        with pytest.raises(BackendRefused):
+            await backend.get("other")
+
+
+async def test_the_documented_permissions_are_enough_in_a_cluster(private_redis: Callable[..., Any]):
+    """With those that the client needs to find the nodes."""
+    nodes = await cluster_of(private_redis)
+    for node in nodes:
+        await permitted(node, f"~ns::* {PERMISSIONS} {IN_A_CLUSTER}")
+    async with backend_of(cluster_url(nodes).replace("//", "//cache:pass@")) as backend:
+        items = {f"ns::{number}": b"%d" % number for number in range(50)}
+        await backend.set_many(items, ttl=60)
+        assert await backend.get_many(list(items)) == items
+        await backend.store("ns::long", [bytes(2**21)], ttl=60)
+        assert len(await backend.get("ns::long") or b"") == 2**21
+        await backend.clear("ns::")
+        assert await backend.get_many(list(items)) == {}
         with pytest.raises(BackendRefused):
             await backend.get("other")
 
