@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import asyncio as aioredis
+from redis.crc import key_slot
 
 from acache import BackendError, BackendRefused, BackendTimeout, BackendUnavailable
 from acache.backends.redis import RedisBackend
@@ -266,7 +267,7 @@ async def test_a_full_disk(private_redis: Callable[..., Any]):
     async with aioredis.Redis.from_url(server.url) as admin, backend_of(server.url) as backend:
         await backend.set("k", b"v", ttl=60)
         await admin.config_set("save", "3600 1")
-        shutil.rmtree((await admin.config_get("dir"))["dir"])
+        shutil.rmtree(str((await admin.config_get("dir"))["dir"]))
 
         async def failed() -> bool:
             return (await admin.info("persistence"))["rdb_last_bgsave_status"] == "err"
@@ -343,7 +344,7 @@ def keys_of(node_number: int, count: int) -> list[str]:
     number = 0
     while len(found) < count:
         key = f"k{number}"
-        slot = aioredis.cluster.key_slot(key.encode())
+        slot = key_slot(key.encode())
         if node_number * 16384 // 3 <= slot < (node_number + 1) * 16384 // 3:
             found.append(key)
         number += 1
@@ -419,7 +420,7 @@ async def test_slots_that_move_while_traffic_goes_on(private_redis: Callable[...
 
         tasks = [asyncio.ensure_future(work(key)) for key in keys]
         for key in keys:
-            slot = str(aioredis.cluster.key_slot(key.encode()))
+            slot = str(key_slot(key.encode()))
             ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
             ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
             for name in (key, f"{{{key}}}:n"):
@@ -451,12 +452,10 @@ async def test_a_failover_by_sentinel(
 
         await until(known)
     async with backend_of(replica.url) as reader:
-        if injected:
-            sentinels = aioredis.Sentinel([("127.0.0.1", sentinel.port)], socket_timeout=2)
-            client = sentinels.master_for("mymaster", socket_timeout=2)
-            backend = RedisBackend(client)
-        else:
-            backend = RedisBackend.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+        sentinels = aioredis.Sentinel([("127.0.0.1", sentinel.port)], socket_timeout=2)
+        client = sentinels.master_for("mymaster", socket_timeout=2)
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster"
+        backend = RedisBackend(client) if injected else RedisBackend.from_url(url)
         await backend.set("k", b"v", ttl=None)
         await until(lambda: holds(reader, "k", b"v"))
         primary.kill()
@@ -466,10 +465,9 @@ async def test_a_failover_by_sentinel(
         async with backend_of(replica.url) as promoted:
             assert await promoted.get("k") == b"back"
         await backend.aclose()
-        if injected:
-            await client.aclose()
-            for one in sentinels.sentinels:
-                await one.aclose()
+        await client.aclose()
+        for one in sentinels.sentinels:
+            await one.aclose()
 
 
 async def test_sentinels_that_do_not_know_the_name_or_refuse(
