@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import shutil
 import socket
 import struct
 import sys
 import time
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from redis import asyncio as aioredis
+from redis.crc import key_slot
 
 from acache import BackendError, BackendRefused, BackendTimeout, BackendUnavailable
 from acache.backends.redis import RedisBackend
@@ -156,17 +159,18 @@ async def test_a_restarted_server(private_redis: Callable[..., Any]):
 @pytest.mark.parametrize("login", ["", ":wrong@", "nobody:secret@"], ids=["none", "wrong", "nobody"])
 async def test_a_wrong_password(private_redis: Callable[..., Any], login: str):
     """Refused, whatever is asked; the right one is taken, also through the URL's escapes."""
-    server = private_redis("--requirepass", "s3:cret/@")
+    server = private_redis()
+    async with aioredis.Redis.from_url(server.url) as admin:
+        await admin.config_set("requirepass", "s3:cret/@")
     async with backend_of(f"redis://{login}127.0.0.1:{server.port}") as backend:
         await every_operation_raises(backend, BackendRefused)
     async with backend_of(f"redis://:s3%3Acret%2F%40@127.0.0.1:{server.port}") as backend:
         await backend.set("k", b"v", ttl=60)
 
 
-PERMISSIONS = (
-    "+get +set +getrange +mget +exists +unlink +incrby +pexpire +persist +pttl +scan +type +strlen +eval +evalsha"
-    " +hset +hget +hmget +hlen +copy +rename +select"
-)
+PAGE = (Path(__file__).parents[2] / "docs/backends/redis.md").read_text()
+PERMISSIONS = re.findall(r"^ACL SETUSER .* ~<namespace>::\* -@all (.*)$", PAGE, re.MULTILINE)[0]
+IN_A_CLUSTER = re.findall(r"A cluster wants `(.*)` as well", PAGE)[0]
 
 
 async def permitted(server: Any, rules: str) -> str:
@@ -204,6 +208,23 @@ async def test_the_documented_permissions_are_enough(private_redis: Callable[...
         assert {key async for key in backend.scan("ns::")} == {"ns::k", "ns::n", "ns::long"}
         await backend.clear("ns::")
         assert [key async for key in backend.scan("ns::")] == []
+        with pytest.raises(BackendRefused):
+            await backend.get("other")
+
+
+async def test_the_documented_permissions_are_enough_in_a_cluster(private_redis: Callable[..., Any]):
+    """With those that the client needs to find the nodes."""
+    nodes = await cluster_of(private_redis)
+    for node in nodes:
+        await permitted(node, f"~ns::* {PERMISSIONS} {IN_A_CLUSTER}")
+    async with backend_of(cluster_url(nodes).replace("//", "//cache:pass@")) as backend:
+        items = {f"ns::{number}": b"%d" % number for number in range(50)}
+        await backend.set_many(items, ttl=60)
+        assert await backend.get_many(list(items)) == items
+        await backend.store("ns::long", [bytes(2**21)], ttl=60)
+        assert len(await backend.get("ns::long") or b"") == 2**21
+        await backend.clear("ns::")
+        assert await backend.get_many(list(items)) == {}
         with pytest.raises(BackendRefused):
             await backend.get("other")
 
@@ -246,7 +267,7 @@ async def test_a_full_disk(private_redis: Callable[..., Any]):
     async with aioredis.Redis.from_url(server.url) as admin, backend_of(server.url) as backend:
         await backend.set("k", b"v", ttl=60)
         await admin.config_set("save", "3600 1")
-        shutil.rmtree((await admin.config_get("dir"))["dir"])
+        shutil.rmtree(str((await admin.config_get("dir"))["dir"]))
 
         async def failed() -> bool:
             return (await admin.info("persistence"))["rdb_last_bgsave_status"] == "err"
@@ -323,7 +344,7 @@ def keys_of(node_number: int, count: int) -> list[str]:
     number = 0
     while len(found) < count:
         key = f"k{number}"
-        slot = aioredis.cluster.key_slot(key.encode())
+        slot = key_slot(key.encode())
         if node_number * 16384 // 3 <= slot < (node_number + 1) * 16384 // 3:
             found.append(key)
         number += 1
@@ -399,7 +420,7 @@ async def test_slots_that_move_while_traffic_goes_on(private_redis: Callable[...
 
         tasks = [asyncio.ensure_future(work(key)) for key in keys]
         for key in keys:
-            slot = str(aioredis.cluster.key_slot(key.encode()))
+            slot = str(key_slot(key.encode()))
             ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", names[0])
             ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", names[1])
             for name in (key, f"{{{key}}}:n"):
@@ -431,12 +452,10 @@ async def test_a_failover_by_sentinel(
 
         await until(known)
     async with backend_of(replica.url) as reader:
-        if injected:
-            sentinels = aioredis.Sentinel([("127.0.0.1", sentinel.port)], socket_timeout=2)
-            client = sentinels.master_for("mymaster", socket_timeout=2)
-            backend = RedisBackend(client)
-        else:
-            backend = RedisBackend.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster")
+        sentinels = aioredis.Sentinel([("127.0.0.1", sentinel.port)], socket_timeout=2)
+        client = sentinels.master_for("mymaster", socket_timeout=2)
+        url = f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster"
+        backend = RedisBackend(client) if injected else RedisBackend.from_url(url)
         await backend.set("k", b"v", ttl=None)
         await until(lambda: holds(reader, "k", b"v"))
         primary.kill()
@@ -446,10 +465,9 @@ async def test_a_failover_by_sentinel(
         async with backend_of(replica.url) as promoted:
             assert await promoted.get("k") == b"back"
         await backend.aclose()
-        if injected:
-            await client.aclose()
-            for one in sentinels.sentinels:
-                await one.aclose()
+        await client.aclose()
+        for one in sentinels.sentinels:
+            await one.aclose()
 
 
 async def test_sentinels_that_do_not_know_the_name_or_refuse(

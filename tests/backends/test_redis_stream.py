@@ -284,8 +284,8 @@ async def test_a_hash_of_another_program_is_no_body(redis_url: str):
     key = f"stream:{uuid.uuid4().hex}"
     backend = RedisBackend.from_url(redis_url)
     async with aioredis.Redis.from_url(redis_url) as foreign:
-        for fields in ({"a": "b"}, {"head": "tails"}):
-            await foreign.hset(key, mapping=fields)
+        for fields in (("a", "b"), ("head", "tails")):
+            await foreign.hset(key, *fields)
             with pytest.raises(DecodeError):
                 await backend.get(key)
             with pytest.raises(DecodeError):

@@ -237,14 +237,16 @@ class ClusterTransport:
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """See `Transport.execute_many`; the nodes are asked at the same time."""
         replies: list[Any] = [None] * len(commands)
-        by_node: dict[ClusterNode, list[int]] = {}
+        by_name: dict[str, tuple[ClusterNode, list[int]]] = {}
         for index, command in enumerate(commands):
             try:
-                by_node.setdefault(await self._owner(_key(command)), []).append(index)
+                node = await self._owner(_key(command))
             except _FAILURES as error:
                 replies[index] = error
+            else:
+                by_name.setdefault(node.name, (node, []))[1].append(index)
         async with asyncio.TaskGroup() as nodes:
-            for node, indices in by_node.items():
+            for node, indices in by_name.values():
                 nodes.create_task(self._deliver(node, indices, commands, replies))
         for index, reply in enumerate(replies):
             if isinstance(reply, (exceptions.AskError, exceptions.TryAgainError)):
@@ -468,8 +470,8 @@ def _to_cluster(address: Address, options: dict[str, Any], multiplex: bool) -> T
     secure = _for_many_servers(options)
     nodes = [ClusterNode(host, port) for host, port in address.hosts]
     client = aioredis.RedisCluster(startup_nodes=nodes, ssl=secure, require_full_coverage=False, **options)
-    for node in client.startup_nodes[:1]:
-        node.release(node.acquire_connection())  # reads the options, as above
+    node = next(iter(client.nodes_manager.startup_nodes.values()))
+    node.connection_class(**node.connection_kwargs)  # reads the options, as above
     place = f"cluster {_places(address)}"
     return (SharedClusterTransport if multiplex else ClusterTransport)(client, place=place, owned=True)
 
