@@ -38,6 +38,8 @@ TestMemoryMachine = backend_machine(
 class TestFaultyBackend(TestMemoryBackend):
     """Unharmed, it is a backend like any other."""
 
+    title = "FaultyBackend, mended"
+
     @pytest.fixture
     def backend(self) -> Backend:
         return FaultyBackend(clock=self.clock)
