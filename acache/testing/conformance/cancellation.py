@@ -45,7 +45,7 @@ class CancellationChecks(Harness):
 
     @promise
     async def test_the_first_call_may_be_cancelled(self, backend: Backend) -> None:
-        """While it connects, again and again, a little later each time: the next one connects as if nothing had been."""
+        """While it connects, again and again, a little later each time; the next one connects."""
         key = self.key()
         for turns in _TURNS:
             await settled(backend.get(key), turns)

@@ -51,11 +51,11 @@ class CasChecks(Harness):
         cas = having(backend, Cas)
         for name, write in _writes(backend, over_nothing=False).items():
             key = self.key(name)
-            await backend.set(key, b"7", ttl=LONG)
+            await backend.set(key, b"700007", ttl=LONG)  # as long as what comes
             _, version = await cas.get_versioned(key)
             await write(key)
             theirs = await backend.get(key)
-            assert theirs not in (None, b"7")
+            assert theirs not in (None, b"700007")
             assert await cas.set_if(key, b"mine", version, ttl=LONG) is False, f"after {name}"
             assert await backend.get(key) == theirs, f"after {name}"
 
