@@ -94,6 +94,7 @@ class LifecycleChecks(Harness):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)  # the first loop's connections: nobody closed them
             self._in_two_loops(backend, close=False)
+            vars(backend).clear()  # the fixture's caller holds the backend, and must not hold them
             gc.collect()
 
     def test_nothing_is_left_unclosed(self, backend: Backend) -> None:
@@ -121,9 +122,8 @@ class LifecycleChecks(Harness):
                     await backend.set(key, b"w", ttl=LONG)
                     assert await backend.get(key) in (b"w", None)
             except BackendError:
-                pass
-            finally:
-                await backend.aclose()
+                return  # refused: there is nothing of this loop's to close
+            await backend.aclose()
 
         asyncio.run(first())
         asyncio.run(second())
