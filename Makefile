@@ -15,7 +15,7 @@ RUN_SERVICES := $(PY) tests/services.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check fmt bench docs services-up services-down clean
+.PHONY: help demo serve test check fmt bench conformance docs services-up services-down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -47,6 +47,11 @@ fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
 
 bench: $(VENV)/.bench ## measure against other caches
 	$(PY) benchmarks/run.py
+
+conformance: $(VENV)/.dev ## test every backend on real servers, and write the table of docs/backends.md
+	$(RUN_SERVICES) install all
+	$(RUN_SERVICES) run all -- $(PY) -m pytest tests/backends --outcomes $(VENV)/outcomes.json $(PYTEST_ARGS); \
+	$(PY) tests/table.py $(VENV)/outcomes.json docs/backends.md
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file .mkdocs.yml

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from acache import MemoryBackend
+from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
 from acache.backends.redis import RedisBackend
 from acache.testing import BackendConformance, FakeClock, FaultyBackend
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from acache.backends import Backend
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 class TestMemoryBackend(BackendConformance):
     """In process, under a clock that moves when told."""
 
+    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
     clock = FakeClock()
 
     async def pass_time(self, seconds: float) -> None:
@@ -27,8 +30,15 @@ class TestMemoryBackend(BackendConformance):
         return MemoryBackend(clock=self.clock)
 
 
+TestMemoryMachine = backend_machine(
+    lambda: MemoryBackend(clock=TestMemoryBackend.clock), suite=TestMemoryBackend
+).TestCase
+
+
 class TestFaultyBackend(TestMemoryBackend):
     """Unharmed, it is a backend like any other."""
+
+    title = "FaultyBackend, mended"
 
     @pytest.fixture
     def backend(self) -> Backend:
@@ -40,4 +50,4 @@ class TestRedisBackend(BackendConformance):
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
-        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}")
+        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}", timeout=30.0)  # 100 MB take a while
