@@ -19,10 +19,11 @@ DescribeTable, CreateTable, DescribeTimeToLive, UpdateTimeToLive.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
-from typing import Any, Final, Self, TypeVar
+from typing import Any, Final, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..clock import Clock, SystemClock
@@ -33,11 +34,11 @@ from .base import KeyLimits, Version, batch_error, check_key, check_value
 
 __all__ = ["DynamoDBBackend"]
 
-P = TypeVar("P")
-
 _READ: Final = 100
 _WRITTEN: Final = 25
 """The most items of one BatchGetItem, and of one BatchWriteItem."""
+_BODY: Final = 900_000
+"""The most bytes of a request for many: aiohttp warns of more than a megabyte, which is much for one deadline, too."""
 _SIDE_BY_SIDE: Final = 8
 _LONGEST: Final = 1e11
 """Seconds: three thousand years."""
@@ -47,6 +48,7 @@ _SMALLEST, _LARGEST = -(2**63), 2**63 - 1
 _LIVE: Final = "(attribute_exists(#token) AND (attribute_not_exists(#until) OR #until > :now))"
 _ENTRY: Final = "#key, #token, #data, #n, #until"
 _DEADLINE: Final = "#token, #until"
+_NOTHING: Final = {"B": b""}
 
 
 class DynamoDBBackend:
@@ -374,7 +376,7 @@ class DynamoDBBackend:
             except BackendError as error:
                 failed.update({key["key"]["S"]: error for key in left})
 
-        await _side_by_side(read, wanted, _READ)
+        await _side_by_side(read, _chunks(wanted, _READ, lambda key: key))
         return found, failed
 
     async def _write_many(self, requests: Sequence[Json]) -> dict[str, BackendError]:
@@ -391,23 +393,38 @@ class DynamoDBBackend:
             try:
                 await self._table.ask_many("batch_write_item", chunk, take)
             except BackendError as error:
-                failed.update({_written(request): error for request in left})
+                failed.update({_written(request)["key"]["S"]: error for request in left})
 
-        await _side_by_side(write, requests, _WRITTEN)
+        await _side_by_side(write, _chunks(requests, _WRITTEN, _written))
         return failed
 
 
-async def _side_by_side(work: Callable[[list[P]], Awaitable[None]], parts: Sequence[P], size: int) -> None:
+def _chunks(parts: Sequence[Json], most: int, item_of: Callable[[Json], Json]) -> list[list[Json]]:
+    """Cut after so many parts, or before a request grows too large."""
+    chunks: list[list[Json]] = []
+    room = 0
+    for part in parts:
+        item = item_of(part)
+        size = len(json.dumps(item["key"]["S"])) + len(item.get("data", _NOTHING)["B"]) * 4 // 3  # as base64
+        if size > room or len(chunks[-1]) == most:
+            chunks.append([])
+            room = _BODY
+        chunks[-1].append(part)
+        room -= size
+    return chunks
+
+
+async def _side_by_side(work: Callable[[list[Json]], Awaitable[None]], chunks: Sequence[list[Json]]) -> None:
     """Give ``work`` a chunk at a time, several of them at once."""
-    chunks = iter([list(parts[start : start + size]) for start in range(0, len(parts), size)])
+    waiting = iter(chunks)
 
     async def worker() -> None:
-        for chunk in chunks:
+        for chunk in waiting:
             await work(chunk)
 
     try:
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(_SIDE_BY_SIDE, -(-len(parts) // size))):
+            for _ in range(min(_SIDE_BY_SIDE, len(chunks))):
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from errors.exceptions[0].__cause__  # as one request would have
@@ -418,10 +435,10 @@ def _key(key: str) -> Json:
     return {"key": {"S": key}}
 
 
-def _written(request: Json) -> str:
-    """Return the key that a request of BatchWriteItem is about."""
-    item = request["PutRequest"]["Item"] if "PutRequest" in request else request["DeleteRequest"]["Key"]
-    return str(item["key"]["S"])
+def _written(request: Json) -> Json:
+    """Return the item, or the key of one, that a request of BatchWriteItem is about."""
+    item: Json = request["PutRequest"]["Item"] if "PutRequest" in request else request["DeleteRequest"]["Key"]
+    return item
 
 
 def _bytes(item: Json | None) -> bytes | None:
