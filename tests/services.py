@@ -441,7 +441,23 @@ def find_moto() -> str:
 def moto_command(port: int) -> tuple[list[str], dict[str, str]]:
     """Return moto's command and environment."""
     find_moto()
-    return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], {"PYTHONPATH": str(moto_folder())}
+    return [sys.executable, "-c", MOTO_ONE_BY_ONE, HOST, str(port)], {"PYTHONPATH": str(moto_folder())}
+
+
+# moto.server answers in many threads and has no locks: of two writes with a condition both may find that it holds.
+MOTO_ONE_BY_ONE = """
+import sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+lock, moto = threading.Lock(), DomainDispatcherApplication(create_backend_app)
+
+def one_by_one(environ, start_response):
+    with lock:
+        return list(moto(environ, start_response))
+
+run_simple(sys.argv[1], int(sys.argv[2]), one_by_one, threaded=True)
+"""
 
 
 def find_dynalite() -> str:

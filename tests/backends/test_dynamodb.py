@@ -102,8 +102,9 @@ def table(endpoint: str) -> Iterator[str]:
 
 
 def built(endpoint: str, table: str, *, timeout: float = 20, **options: Any) -> DynamoDBBackend:
-    """Return a backend whose client is built from a session."""
-    return DynamoDBBackend(get_session(), table, region=REGION, endpoint_url=endpoint, timeout=timeout, **options)
+    """Return a backend whose client is built from a session, patient with a busy machine."""
+    place = {"region": REGION, "endpoint_url": endpoint}
+    return DynamoDBBackend(get_session(), table, **place, connect_timeout=20, timeout=timeout, **options)
 
 
 @pytest.fixture
@@ -209,12 +210,13 @@ class TestDynamoDBBackend(BackendConformance):
 
     @pytest.fixture(params=["url", "aioboto3", "aiobotocore"])
     def backend(self, request: pytest.FixtureRequest, endpoint: str, shared_table: str) -> DynamoDBBackend:
+        patience: dict[str, Any] = {"timeout": 20, "connect_timeout": 20, "clock": self.clock}
         if request.param == "url":
             url = f"dynamodb://{REGION}/{shared_table}?endpoint_url={endpoint}&create_table=true"
-            return DynamoDBBackend.from_url(url, timeout=20, clock=self.clock)
+            return DynamoDBBackend.from_url(url, **patience)
         if request.param == "aioboto3":
             session = aioboto3.Session(region_name=REGION)
-            return DynamoDBBackend(session, shared_table, endpoint_url=endpoint, timeout=20, clock=self.clock)
+            return DynamoDBBackend(session, shared_table, endpoint_url=endpoint, **patience)
         return Owned(endpoint, shared_table, timeout=20, clock=self.clock)
 
 
