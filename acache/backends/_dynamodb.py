@@ -193,12 +193,12 @@ class Table:
 
     async def aclose(self) -> None:
         """Let this loop's requests finish, and close its client if it was opened here."""
-        connection = self._connections.get(asyncio.get_running_loop())
-        if connection is not None and connection.client is not self._client:
-            del self._connections[asyncio.get_running_loop()]
-            if connection.users:
-                await connection.idle.wait()
-            await connection.stack.aclose()
+        if self._client is None and (connection := self._connections.pop(asyncio.get_running_loop(), None)) is not None:
+            try:
+                if connection.users:
+                    await connection.idle.wait()
+            finally:
+                await connection.stack.aclose()
 
     async def _attempts(self, client: Any, method: str, request: Json, pauses: _Pauses) -> Json:
         while True:
@@ -290,7 +290,7 @@ class Table:
             if other.is_closed():
                 del self._connections[other]
         return self._connections.setdefault(
-            loop, _Connection(self._client, ready=bool(self._client and not self._create))
+            loop, _Connection(self._client, ready=self._client is not None and not self._create)
         )
 
     async def _open(self, connection: _Connection) -> None:

@@ -746,15 +746,21 @@ def test_a_session_gives_each_loop_a_client(make: Callable[[], Any], endpoint: s
 
 
 async def test_closing_lets_running_calls_finish(endpoint: str, table: str):
-    """They get their answers, and the next call opens a new client."""
+    """They get their answers, also those that are still opening the client, and the next call opens a new one."""
     backend = built(endpoint, table)
-    await backend.set_many({f"k{number}": b"v" for number in range(30)}, ttl=60)
+    opening = [asyncio.ensure_future(backend.set(f"k{number}", b"v", ttl=60)) for number in range(30)]
+    await asyncio.sleep(0)
+    await backend.aclose()
+    assert all(call.done() for call in opening)
+    await asyncio.gather(*opening)
+    await backend.get("k1")
     calls = [asyncio.ensure_future(backend.get(f"k{number}")) for number in range(30)]
     await asyncio.sleep(0)
     await backend.aclose()
     assert await asyncio.gather(*calls) == [b"v"] * 30
     assert await backend.get("k1") == b"v"
     await backend.aclose()
+    gc.collect()
 
 
 def test_what_cannot_serve_is_refused():
