@@ -295,7 +295,7 @@ class DynamoDBBackend:
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
         """See `Cas.get_versioned`; the version is the token of the write."""
         item = await self._read(key, _ENTRY)
-        return _bytes(item), None if item is None else item["token"]["B"]
+        return _bytes(item), None if item is None else item["token"].get("B")
 
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
         """See `Cas.set_if`."""
@@ -327,8 +327,10 @@ class DynamoDBBackend:
         """Return the item if it is an entry that has not ended, as `_LIVE` would see it."""
         if item is None or "token" not in item:
             return None
-        until = item.get("until")
-        return item if until is None or ("N" in until and float(until["N"]) > self._clock.wall()) else None
+        try:
+            return item if "until" not in item or float(item["until"]["N"]) > self._clock.wall() else None
+        except (KeyError, TypeError, ValueError):  # somebody else's idea of an instant
+            return None
 
     # Requests -------------------------------------------------------------------------------------------------------
 
@@ -456,5 +458,5 @@ def _number(item: Json) -> int | None:
     try:
         number = Decimal(item["n"]["N"])
         return whole if number == (whole := int(number)) else None
-    except (InvalidOperation, KeyError, OverflowError, ValueError):
+    except (InvalidOperation, KeyError, OverflowError, TypeError, ValueError):
         return None

@@ -310,10 +310,17 @@ async def test_whatever_is_in_an_item_is_no_crash(backend: DynamoDBBackend, endp
     raw = control(endpoint)
     token = {"B": b"12345678"}
     for number, attributes in enumerate(
-        [{"data": {"S": "text"}}, {"n": {"S": "text"}}, {"n": {"N": "1.5"}}, {"until": {"S": "soon"}}, {}]
+        [
+            {"data": {"S": "text"}},
+            {"n": {"S": "text"}},
+            {"n": {"N": "1.5"}},
+            {"until": {"S": "soon"}},
+            {},
+            {"token": {"S": "text"}},
+        ]
     ):
         raw.put_item(TableName=table, Item={"key": {"S": f"k{number}"}, "token": token, **attributes})
-    for key in [f"k{number}" for number in range(5)]:
+    for key in [f"k{number}" for number in range(6)]:
         found = await backend.get(key)
         assert found is None or type(found) is bytes
         assert (await backend.get_many([key])).get(key) == found
@@ -1021,6 +1028,8 @@ async def test_a_write_whose_outcome_is_unknown_is_not_sent_again(answer: tuple[
         (b"5", JSON),
         (b'{"Item": 5}', JSON),
         (b'{"Item": {"token": {"B": 5}, "data": {"B": "!"}}}', JSON),
+        (b'{"Item": {"token": {"B": ""}, "until": {"N": "x"}}}', JSON),
+        (b'{"Item": {"token": {"B": ""}, "n": {"N": [1]}}, "Attributes": {"n": {"N": "x"}}}', JSON),
         (b'{"Attributes": [1]}', JSON),
     ],
 )
