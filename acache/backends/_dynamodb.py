@@ -76,13 +76,14 @@ class _Pauses:
     def __init__(self, seconds: float) -> None:
         self._loop: Final = asyncio.get_running_loop()
         self.end: Final = self._loop.time() + seconds
+        self._last: Final = self.end - seconds / 4  # what begins later would be late more often than answered
         self._bound = _FIRST_PAUSE
 
     async def pause(self) -> bool:
-        """Sleep; ``False``, at once, where no time would be left for another attempt."""
+        """Sleep; ``False``, at once, where too little time would be left for another attempt."""
         pause = random.uniform(0, self._bound)  # noqa: S311 - jitter
         self._bound = min(2 * self._bound, _LONGEST_PAUSE)
-        if self._loop.time() + pause >= self.end:
+        if self._loop.time() + pause >= self._last:
             return False
         await asyncio.sleep(pause)
         return True
