@@ -1164,11 +1164,11 @@ class PrivateMemcached(PrivateRedis):
 
 
 class PrivateDynamoDB(PrivateRedis):
-    """The same with a DynamoDB: `kind` is dynalite or moto, and there are no options."""
+    """The same with a DynamoDB, of this kind or of the one that will do; there are no options."""
 
-    def __init__(self, folder: Path, kind: str = "dynalite") -> None:
+    def __init__(self, folder: Path, kind: str | None = None) -> None:
         """Start it; a restart finds no tables."""
-        self._kind = kind
+        self._kind = kind or first_of(dynamodb_kinds(), lambda one: DYNAMODB_KINDS[one].find() and one)
         folder.mkdir(parents=True, exist_ok=True)
         super().__init__(folder)
         self.url = f"http://{HOST}:{self.port}"
