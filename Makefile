@@ -1,6 +1,6 @@
 # Everything a developer does here. Needs make and Python 3.11 or later; each target fetches the rest by itself.
 
-SERVICES ?= redis mongodb memcached
+SERVICES ?= redis redis-cluster valkey memcached mongodb dynamodb moto
 PYTEST_ARGS ?= -n auto
 PORT ?= 8000
 

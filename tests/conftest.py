@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import ModuleType
 
-    from tests.services import PrivateMemcached, PrivateMongoDB, PrivateRedis
+    from tests.services import PrivateDynamoDB, PrivateMemcached, PrivateMongoDB, PrivateRedis
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
@@ -81,6 +81,12 @@ def dynamodb_url() -> str:
     return url("dynamodb")
 
 
+@pytest.fixture(scope="session")
+def moto_url() -> str:
+    """Return the endpoint of a moto, which is another DynamoDB; any credentials and any region will do."""
+    return url("moto")
+
+
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
     """Start Redis servers of the test's own, which it may kill, pause, resume, stop and restart.
@@ -94,6 +100,12 @@ def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
 def private_memcached(tmp_path: Path) -> Iterator[Callable[..., PrivateMemcached]]:
     """Start Memcached servers of the test's own, as `private_redis` does."""
     yield from private("memcached", "PrivateMemcached", tmp_path)
+
+
+@pytest.fixture
+def private_dynamodb(tmp_path: Path) -> Iterator[Callable[..., PrivateDynamoDB]]:
+    """Start DynamoDBs of the test's own, as `private_redis` does: `server = private_dynamodb("moto")`."""
+    yield from private("dynamodb", "PrivateDynamoDB", tmp_path)
 
 
 def private(service: str, kind: str, folder: Path) -> Iterator[Callable[..., Any]]:
