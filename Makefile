@@ -45,8 +45,9 @@ fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
 	$(PY) -m ruff format $(CODE)
 	$(PY) -m ruff check --fix $(CODE)
 
-bench: $(VENV)/.bench ## measure against other caches
-	$(PY) benchmarks/run.py
+bench: $(VENV)/.bench ## measure against other caches, and the backends against the bare clients
+	$(RUN_SERVICES) install $(SERVICES)
+	$(RUN_SERVICES) run $(SERVICES) -- $(PY) benchmarks/run.py $(BENCH_ARGS)
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file .mkdocs.yml
