@@ -283,7 +283,8 @@ class Connection(asyncio.Protocol):
             if replies:
                 replies.popleft().fail(ValueError(data[position : position + 200]))
             self._lose(Lost("the server sent what is no answer"))
-        self._answered = self._loop.time()
+        if position:
+            self._answered = self._loop.time()
         if self.ending and not replies:
             self._transport.abort()
 

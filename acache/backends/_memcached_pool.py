@@ -70,11 +70,15 @@ class Pool:
 
     async def items(self, question: bytes, asked: Collection[bytes]) -> dict[bytes, Item]:
         """Get what is there; asked once more if the connection is lost meanwhile."""
-        return await self._ask(question, Items(asked), again=True)
+        items = await self._ask(question, Items(asked), again=True)
+        self._trouble = None
+        return items
 
     async def words(self, question: bytes, known: Collection[bytes], count: int = 1) -> list[bytes | BackendError]:
         """Send commands that are each answered by a line: one of ``known``, or what went wrong."""
         words = await self._ask(question, Words(known, count))
+        if isinstance(words[-1], bytes):
+            self._trouble = None
         return [word if isinstance(word, bytes) else self._error(word) for word in words]
 
     async def _ask(self, question: bytes, reply: Reply[T], *, again: bool = False) -> T:
@@ -98,7 +102,6 @@ class Pool:
             raise
         except (OSError, ValueError) as error:
             raise self._error(error) from error
-        self._trouble = None
         return result
 
     def _error(self, error: Exception) -> BackendError:
@@ -124,16 +127,17 @@ class Pool:
 
     def _take(self) -> Connection | None:
         """Return the connection to use; ``None`` if one is to be opened."""
-        if self._trouble is not None and self._leave_alone:
+        if self._trouble is not None and self._leave_alone and not self._connections:
             self._probe()
-        return self._idlest()
+        return self._light()
 
-    def _idlest(self) -> Connection | None:
+    def _light(self) -> Connection | None:
         for connection in self._connections:
             if not connection.heavy:
                 return connection
-        if len(self._connections) < self._server.size:
-            return None
+        return None if len(self._connections) < self._server.size else self._least()
+
+    def _least(self) -> Connection:
         return min(self._connections, key=lambda connection: connection.pending)
 
     def _probe(self) -> None:
@@ -151,7 +155,7 @@ class Pool:
             async with asyncio.timeout(self._connect_timeout), self._connecting:
                 if self._failures != failures:
                     raise TimeoutError if isinstance(self._trouble, TimeoutError) else OSError(str(self._trouble))
-                if (connection := self._idlest()) is not None:  # opened meanwhile
+                if (connection := self._light()) is not None:  # opened meanwhile
                     return connection
                 began, tried = self.loop.time(), True
                 server, options = self._server, self._server.options
@@ -160,6 +164,8 @@ class Pool:
             if tried:
                 self._failures += 1
                 self._note(error, self.loop.time() - began)
+            if self._connections:  # it would have been another one
+                return self._least()
             raise
         except asyncio.CancelledError:
             # Somebody's deadline is shorter than this pool's: that nobody accepts a connection must show all the same.
@@ -178,6 +184,9 @@ class Pool:
             self._connections.remove(connection)
         if isinstance(error, TimeoutError):
             self._note(error, self._timeout)
+            for other in [*self._connections]:
+                if not other.pending:  # it leads to the same server, and would say nothing for as long
+                    other.close()
 
     def _note(self, error: Exception, seconds: float) -> None:
         """Remember a failure, and what it cost."""

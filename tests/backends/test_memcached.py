@@ -983,6 +983,54 @@ async def test_small_answers_do_not_wait_for_large_ones():
         assert await large == b"x" * 1_000_000
 
 
+async def test_a_connection_that_cannot_be_had_is_done_without():
+    """While a large answer is on its way and the server takes nobody new, others wait behind it, and no call fails."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if line == b"get large\r\n":
+                writer.write(b"VALUE large 0 1000000\r\n" + b"x" * 100_000)
+                begun.set()
+                await go.wait()
+                writer.write(b"x" * 900_000 + b"\r\nEND\r\n")
+            else:
+                writer.write(b"END\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with opened(f"memcached://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=20) as backend:
+        large = asyncio.ensure_future(backend.get("large"))
+        await begun.wait()
+        await asyncio.sleep(0.1)  # until what was sent has come
+        server.close()
+        small = asyncio.ensure_future(backend.get("small"))
+        await asyncio.sleep(0.1)  # until it was refused
+        assert not small.done()
+        go.set()
+        assert await large == b"x" * 1_000_000
+        assert await small is None
+
+
+async def test_a_line_that_drips_is_late_too():
+    """Bytes that make no answer do not keep a connection alive."""
+    connections = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readline()
+        while not reader.at_eof():
+            writer.write(b"E")
+            await asyncio.sleep(0.01)
+
+    async with talking(talk) as url, opened(url, timeout=0.2) as backend:
+        for number in (1, 2):
+            with pytest.raises(BackendTimeout):
+                await backend.get("k")
+            assert connections == number
+
+
 async def test_a_killed_server_is_used_again_when_it_is_back(private_memcached: Callable[..., Any]):
     """Errors while it is away, none once it is back, for whichever operation comes first."""
     server = private_memcached()
