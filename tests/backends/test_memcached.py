@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import socket
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
@@ -30,7 +31,7 @@ from acache.backends.memcached import MemcachedBackend
 from acache.testing import BackendConformance
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from acache.backends import Backend
 
@@ -1029,6 +1030,85 @@ async def test_a_line_that_drips_is_late_too():
             with pytest.raises(BackendTimeout):
                 await backend.get("k")
             assert connections == number
+
+
+@contextlib.contextmanager
+def accepting_nobody() -> Iterator[str]:
+    """Give the URL of a port whose queue of connections is full: an attempt to connect gets no answer at all."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield f"memcached://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_whoever_waits_for_a_connection_waits_one_deadline():
+    """Not one after the other; and a cancelled one leaves the others their turn."""
+    with accepting_nobody() as url:
+        async with opened(url, connect_timeout=0.3) as backend:
+            began = time.monotonic()
+            calls = [asyncio.ensure_future(backend.get(f"k{number}")) for number in range(20)]
+            await asyncio.sleep(0.05)
+            calls[0].cancel()  # it was the one that connects
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            assert time.monotonic() - began < 2
+            assert isinstance(errors[0], asyncio.CancelledError)
+            assert {type(error) for error in errors[1:]} == {BackendTimeout}
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_call_cancelled_while_it_connects_leaves_nothing(memcached_url: str, key: str):
+    """At each turn of the event loop; the next call connects by itself."""
+    for turns in range(8):
+        async with Proxy(memcached_url) as proxy:
+            async with opened(proxy.url) as backend:
+                task = asyncio.ensure_future(backend.get(key))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert await backend.get(key) is None
+                await backend.set(f"{key}{turns}", b"v", ttl=60)
+                assert await backend.get(f"{key}{turns}") == b"v"
+            await proxy.until_open(0)
+
+
+async def test_answers_belong_to_their_keys_while_the_server_comes_and_goes(private_memcached: Callable[..., Any]):
+    """Under load, killed and restarted, paused and resumed: each read is the key's own value, nothing, or an error."""
+    server = private_memcached()
+    answered = failed = 0
+    stopped = asyncio.Event()
+    async with opened(server.url, timeout=0.2, connect_timeout=0.2) as backend:
+
+        async def worker(number: int) -> None:
+            nonlocal answered, failed
+            name = f"key:{number}"
+            body = name.encode() * (1 + number * 50)
+            while not stopped.is_set():
+                try:
+                    await backend.set(name, body, ttl=60)
+                    assert await backend.get(name) in (body, None)
+                    assert await backend.delete(f"{name}none") is False
+                    answered += 1
+                except (BackendUnavailable, BackendTimeout):
+                    failed += 1
+                    await asyncio.sleep(0.005)
+
+        workers = [asyncio.ensure_future(worker(number)) for number in range(30)]
+        for _ in range(3):
+            for disturb in (server.restart, server.pause, server.resume):
+                await asyncio.sleep(0.25)
+                await asyncio.to_thread(disturb)
+        await asyncio.sleep(0.25)
+        stopped.set()
+        await asyncio.gather(*workers)
+        assert answered > 100
+        assert failed > 0
+        assert await backend.get("none") is None
 
 
 async def test_a_killed_server_is_used_again_when_it_is_back(private_memcached: Callable[..., Any]):
