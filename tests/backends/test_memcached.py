@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import socket
 import time
@@ -925,10 +926,13 @@ async def test_ten_thousand_cancelled_and_late_calls(memcached_url: str):
                     outcomes["answered"] += 1
 
         async def disturb() -> None:
-            while True:
-                await asyncio.sleep(randomly.uniform(0.1, 0.4))
+            for until_late in itertools.cycle((True, False)):
+                await asyncio.sleep(randomly.uniform(0.02, 0.2))
+                before = outcomes["late"]
                 proxy.hold()
-                await asyncio.sleep(randomly.choice((0.02, 0.15)))
+                await asyncio.sleep(0.02)
+                while until_late and outcomes["late"] == before:
+                    await asyncio.sleep(0.01)
                 proxy.release()
 
         disturber = asyncio.ensure_future(disturb())
