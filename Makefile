@@ -45,8 +45,9 @@ fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
 	$(PY) -m ruff format $(CODE)
 	$(PY) -m ruff check --fix $(CODE)
 
-bench: $(VENV)/.bench ## measure against other caches
-	$(PY) benchmarks/run.py
+bench: $(VENV)/.bench ## measure against other caches, and the backends against the bare clients
+	$(RUN_SERVICES) install $(SERVICES)
+	$(RUN_SERVICES) run $(SERVICES) -- $(PY) benchmarks/run.py $(BENCH_ARGS)
 
 conformance: $(VENV)/.dev ## test every backend on real servers, and write the table of docs/backends.md
 	$(RUN_SERVICES) install all
