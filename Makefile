@@ -1,6 +1,6 @@
 # Everything a developer does here. Needs make and Python 3.11 or later; each target fetches the rest by itself.
 
-SERVICES ?= redis mongodb memcached
+SERVICES ?= redis redis-cluster valkey memcached mongodb dynamodb moto
 PYTEST_ARGS ?= -n auto
 PORT ?= 8000
 
@@ -15,7 +15,7 @@ RUN_SERVICES := $(PY) tests/services.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check fmt bench docs services-up services-down clean
+.PHONY: help demo serve test check fmt bench conformance docs services-up services-down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -45,8 +45,14 @@ fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
 	$(PY) -m ruff format $(CODE)
 	$(PY) -m ruff check --fix $(CODE)
 
-bench: $(VENV)/.bench ## measure against other caches
-	$(PY) benchmarks/run.py
+bench: $(VENV)/.bench ## measure against other caches, and the backends against the bare clients
+	$(RUN_SERVICES) install $(SERVICES)
+	$(RUN_SERVICES) run $(SERVICES) -- $(PY) benchmarks/run.py $(BENCH_ARGS)
+
+conformance: $(VENV)/.dev ## test every backend on real servers, and write the table of docs/backends.md
+	$(RUN_SERVICES) install all
+	$(RUN_SERVICES) run all -- $(PY) -m pytest tests/backends --outcomes $(VENV)/outcomes.json $(PYTEST_ARGS); \
+	$(PY) tests/table.py $(VENV)/outcomes.json docs/backends.md
 
 docs: $(VENV)/.docs ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --config-file .mkdocs.yml

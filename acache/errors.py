@@ -106,7 +106,8 @@ class BackendError(AcacheError):
     """The far tier failed; the engine's own exception is kept as ``__cause__``.
 
     An operation on many keys that failed for some of them raises the error of the first one, with these attributes set.
-    Where ``failed`` is empty, the operation failed as a whole.
+    Where ``failed`` is empty, the operation failed as a whole.  An engine of several servers names a single key in it
+    too, to say that others may be answered meanwhile.
     """
 
     failed: Mapping[str, BackendError] = MappingProxyType({})

@@ -452,8 +452,11 @@ class Remote:
             self._breaker.succeeded()
             raise
         except BackendError as error:
-            if 0 < len(error.failed) < keys:  # one server of several, say, while the others answer
+            if error.failed and (keys == 1 or len(error.failed) < keys):
+                # One server of several, say, while the others answer: no reason to leave all of them alone.
                 self._breaker.abandoned()
+                if keys == 1:
+                    error.failed = {}  # the engine's name for a key that the caller knows
             else:
                 self._breaker.failed(error)
             raise

@@ -10,7 +10,7 @@ from cases import BARS
 from chart import draw
 from stampede import CALLERS, LOAD_SECONDS
 
-__all__ = ["case_text", "import_text", "memory_text", "stampede_text", "write_docs"]
+__all__ = ["backends_text", "case_text", "import_text", "memory_text", "stampede_text", "write_docs"]
 
 Row = dict[str, Any]
 Results = dict[str, Any]
@@ -74,6 +74,22 @@ def import_text(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def backends_text(backends: Row) -> str:
+    """Return the tables of the backends beside the bare clients."""
+    lines: list[str] = []
+    for case in backends["cases"]:
+        lines.append(f"\n{case['title']}\n  {'':32} {'cpu':>8} {'us':>9} {'wall':>8} {'us':>9}")
+        for row in case["rows"]:
+            cpu, wall = row["cpu"], row["wall"]
+            verdict = _verdict(row[case["judged_by"]]["ratio"], case["bar"]) if row["kind"] == "ours" else ""
+            line = (
+                f"  {row['contender']:32} {cpu['ratio']:8.2f} {cpu['us']:9.1f} {wall['ratio']:8.2f} {wall['us']:9.1f}"
+            )
+            lines.append(f"{line}  {verdict}".rstrip())
+    lines += [f"\n{name}: not measured: {why}" for name, why in backends["missing"].items()]
+    return "\n".join(lines)
+
+
 # The documentation ---------------------------------------------------------------------------------------------------
 
 
@@ -110,8 +126,9 @@ def _page(results: Results) -> str:
         "## Import\n",
         "Median of new processes with compiled bytecode, in milliseconds.\n",
         _table(("", "ms"), [(_name(row), f"{row['ms']:.1f}") for row in results["import"]]),
+        *_backends(results["backends"]),
         _METHOD,
-        _table(("contender", "configuration"), [(name, how) for name, how in results["contenders"].items()]),
+        _table(("contender", "configuration"), [(name, how) for name, how in _configurations(results).items()]),
     ]
     return "\n".join(parts)
 
@@ -144,6 +161,31 @@ def _case(case: Row) -> str:
     return f"### {case['title'][0].upper()}{case['title'][1:]}\n\n" + _table(("", "ratio", "ns", "in the loop"), rows)
 
 
+def _backends(backends: Row) -> list[str]:
+    """Write the section about the far tier: a table for each operation of each engine, and what was not measured."""
+    packages = ", ".join(f"{name} {version}" for name, version in backends["packages"].items())
+    parts = ["## Backends and the bare clients\n", _BACKENDS.format(**backends, packages_text=packages)]
+    for case in backends["cases"]:
+        rows = []
+        for row in case["rows"]:
+            cells = [_name(row)]
+            for unit in ("cpu", "wall"):
+                low, high = row[unit]["ratio_quartiles"]
+                cells += [f"{row[unit]['ratio']:.2f} ({low:.2f} to {high:.2f})", f"{row[unit]['us']:,.1f}"]
+            rows.append(tuple(cells))
+        title = case["title"]
+        parts.append(f"### {title[0].upper()}{title[1:]}\n")
+        parts.append(_table(("", "CPU, ratio", "us", "wall, ratio", "us"), rows))
+    parts += [f"- {name}: not measured: {why}\n" for name, why in backends["missing"].items()]
+    return parts
+
+
+def _configurations(results: Results) -> dict[str, str]:
+    """Return what each contender, backend and bare client was, by name."""
+    sides = {row["contender"]: row["how"] for case in results["backends"]["cases"] for row in case["rows"]}
+    return {**results["contenders"], **sides}
+
+
 def _bars(results: Results) -> str:
     rows: list[tuple[str, str, str, str]] = []
 
@@ -169,6 +211,17 @@ def _bars(results: Results) -> str:
     for row in results["import"]:
         if row["kind"] == "ours":
             add("import, ms", row["ms"], f"{row['ms']:.0f}", BARS["import"])
+    for case in results["backends"]["cases"]:
+        for row in case["rows"]:
+            if row["kind"] == "ours" and case["bar"] is not None:
+                unit = case["judged_by"]
+                ratio = row[unit]["ratio"]
+                add(
+                    f"{case['title']}, {_UNITS[unit]} to {case['rows'][0]['contender']}",
+                    ratio,
+                    f"{ratio:.2f}x",
+                    case["bar"],
+                )
     return _table(("", "acache", "bar, at most", ""), rows)
 
 
@@ -218,6 +271,14 @@ def _memory(rows: list[Row]) -> str:
     return _table(("", *[f"{size:,} entries" for size in sizes]), lines)
 
 
+_UNITS = {"cpu": "CPU", "wall": "wall time"}
+_BACKENDS = """\
+What a backend adds to the client it stands on, or replaces: microseconds of processor time for each call, of all
+threads of the client's process, and of wall time, with the server on loopback. Ratios are to the first row, taken
+within a round: medians over {rounds} rounds, in brackets the quartiles. All sides use the same server, in turns.
+
+Measured {date}: {packages_text}.
+"""
 _HEAD = """\
 <!-- Written by benchmarks/run.py: change it there. -->
 # Benchmarks
@@ -230,7 +291,7 @@ machine.
 
 Measured {date} on {cpu} ({cores} cores, {system}), {python}, {event_loop}: {packages_text}.
 
-To repeat it (about three minutes; `--quick` half a minute, `--only get call` some parts, `--help`):
+To repeat it (about four minutes; `BENCH_ARGS=--quick` one minute, `BENCH_ARGS='--only get call'` some parts):
 
 ```sh
 make bench

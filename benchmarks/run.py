@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
 import report  # noqa: E402
+from backends import compare_backends  # noqa: E402
 from cases import CASES  # noqa: E402
 from contenders import contenders  # noqa: E402
 from imports import import_times  # noqa: E402
@@ -27,7 +28,7 @@ from stampede import stampedes  # noqa: E402
 
 LATEST = ROOT / "benchmarks" / "results" / "latest.json"
 QUICK = LATEST.with_name("quick.json")
-OTHERS = ("stampede", "memory", "import")
+OTHERS = ("stampede", "memory", "import", "backends")
 
 
 def main() -> None:
@@ -86,6 +87,9 @@ async def _measure(wanted: list[str], *, quick: bool) -> dict[str, Any]:
     if "import" in wanted:
         results["import"] = import_times(3 if quick else 9)
         print(report.import_text(results["import"]), flush=True)
+    if "backends" in wanted:
+        results["backends"] = await compare_backends(7 if quick else 31, 0.03 if quick else 0.06)
+        print(report.backends_text(results["backends"]), flush=True)
     return results
 
 

@@ -7,6 +7,7 @@ Servers are shared by all tests: isolate by a key prefix, a database or a table 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -16,11 +17,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
+from acache.testing import BackendConformance
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
     from types import ModuleType
 
-    from tests.services import PrivateMemcached, PrivateMongoDB, PrivateRedis, PrivateSentinel
+    from tests.services import PrivateDynamoDB, PrivateMemcached, PrivateMongoDB, PrivateRedis, PrivateSentinel
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
@@ -78,6 +81,12 @@ def dynamodb_url() -> str:
     return url("dynamodb")
 
 
+@pytest.fixture(scope="session")
+def moto_url() -> str:
+    """Return the endpoint of a moto, which is another DynamoDB; any credentials and any region will do."""
+    return url("moto")
+
+
 @pytest.fixture
 def private_redis(tmp_path: Path) -> Iterator[Callable[..., PrivateRedis]]:
     """Start Redis servers of the test's own, which it may kill, pause, resume, stop and restart.
@@ -109,6 +118,12 @@ def private_sentinel(tmp_path: Path) -> Iterator[Callable[..., PrivateSentinel]]
 def private_memcached(tmp_path: Path) -> Iterator[Callable[..., PrivateMemcached]]:
     """Start Memcached servers of the test's own, as `private_redis` does."""
     yield from private("memcached", "PrivateMemcached", tmp_path)
+
+
+@pytest.fixture
+def private_dynamodb(tmp_path: Path) -> Iterator[Callable[..., PrivateDynamoDB]]:
+    """Start DynamoDBs of the test's own, as `private_redis` does: `server = private_dynamodb("moto")`."""
+    yield from private("dynamodb", "PrivateDynamoDB", tmp_path)
 
 
 def private(service: str, kind: str, folder: Path) -> Iterator[Callable[..., Any]]:
@@ -183,3 +198,51 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Genera
         terminalreporter.line(
             "`make test SERVICES=all` starts every server; ACACHE_REQUIRE_SERVICES=1 forbids to skip."
         )
+
+
+# Outcomes by need: what tests/table.py makes the table in docs/backends.md of ---------------------------------------
+
+OUTCOMES: list[dict[str, str]] = []
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make conformance` asks for."""
+    parser.addoption("--outcomes", type=Path, help="write the outcome of each test that has a place in the table here")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let each test of a backend know its place in the table; it travels with the report, also between processes."""
+    for item in items:
+        if (place := place_of(item)) is not None:
+            item.user_properties.append(("place", place))
+            if config.option.collectonly:
+                declared = getattr(getattr(item, "cls", None), "capabilities", None) or ()
+                names = ", ".join(sorted(one.__name__ for one in declared))
+                OUTCOMES.append({**place, "outcome": "collected", "capabilities": names})
+
+
+def place_of(item: pytest.Item) -> dict[str, str] | None:
+    """Return the need and the engine of a conformance test, or of one that is marked with a need."""
+    cls, need = getattr(item, "cls", None), getattr(getattr(item, "function", None), "need", None)
+    if isinstance(cls, type) and issubclass(cls, BackendConformance) and need is not None:
+        title = cls.title or cls.__name__.removeprefix("Test").removesuffix("Backend")
+        callspec = getattr(item, "callspec", None)
+        return {"need": need, "engine": " ".join([title, *([callspec.id] if callspec else [])])}
+    if (marker := item.get_closest_marker("need")) is not None:
+        return {"need": str(marker.args[0]), "engine": str(marker.kwargs["engine"])}
+    return None
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Remember how it went: by its call, and by its set-up and its end if they went wrong."""
+    place = dict(report.user_properties).get("place")
+    if isinstance(place, dict) and (report.when == "call" or not report.passed):
+        missed = report.skipped and MISSING.search(str(report.longrepr))
+        OUTCOMES.append({**place, "outcome": "not run" if missed else report.outcome})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the outcomes; of several processes the one that has all of them does."""
+    path = session.config.option.outcomes
+    if path is not None and not hasattr(session.config, "workerinput"):
+        path.write_text(json.dumps(OUTCOMES), encoding="utf-8")

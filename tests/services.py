@@ -8,16 +8,17 @@
     services.py down    [NAME...]         stop them
     services.py run     [NAME...] -- CMD  start what is not up, run CMD with the URLs in its environment, stop again
 
-Names: redis redis-cluster valkey memcached mongodb dynamodb; none or `all` means every one of them.
+Names: redis redis-cluster valkey memcached mongodb dynamodb moto; none or `all` means every one of them.
 
 A service whose URL is in the environment already (ACACHE_REDIS_URL, ACACHE_REDIS_CLUSTER_URL, ACACHE_VALKEY_URL,
-ACACHE_MEMCACHED_URL, ACACHE_MONGODB_URL, ACACHE_DYNAMODB_URL; say, from tests/compose.yaml) is used as it is: never
-fetched, started or stopped here.
+ACACHE_MEMCACHED_URL, ACACHE_MONGODB_URL, ACACHE_DYNAMODB_URL, ACACHE_MOTO_URL; say, from tests/compose.yaml) is used
+as it is: never fetched, started or stopped here.
 
 ACACHE_REQUIRE_SERVICES=1   a service that cannot be had is an error (exit 1), not a loud banner and skipped tests
 ACACHE_SERVICES_DIR         where programs, logs and the state live; .services in the repository if not given
-ACACHE_DYNAMODB             moto or dynalite (moto if it can be had, else dynalite, if not given), or local: Amazon's
-                            DynamoDB Local, for people who accept its licence; nothing else ever fetches it
+ACACHE_DYNAMODB             what `dynamodb` is: dynalite or moto (dynalite if it can be had, else moto, if not given),
+                            or local: Amazon's DynamoDB Local, for people who accept its licence; nothing else ever
+                            fetches it.  `moto` is moto always: each emulator is wrong in places of its own
 
 Several runs may share one state: what `up` started is stopped by `down` only, what `run` started is stopped by the
 last `run` that uses it. Linux and macOS; the standard library only.
@@ -388,7 +389,7 @@ def dynamodb_kinds() -> list[str]:
     asked = os.environ.get("ACACHE_DYNAMODB")
     if asked and asked not in DYNAMODB_KINDS:
         raise UnavailableError(f"ACACHE_DYNAMODB={asked}: there are {', '.join(DYNAMODB_KINDS)}")
-    return [asked] if asked else ["moto", "dynalite"]
+    return [asked] if asked else ["dynalite", "moto"]
 
 
 def first_of(kinds: Sequence[str], attempt: Callable[[str], T]) -> T:
@@ -409,13 +410,19 @@ def find_dynamodb() -> str:
 
 def plan_dynamodb(folder: Path) -> Plan:
     """Plan the DynamoDB that will do."""
+    return first_of(dynamodb_kinds(), plan_dynamodb_kind)
+
+
+def plan_dynamodb_kind(kind: str) -> Plan:
+    """Plan a DynamoDB of this kind."""
     [port] = free_ports(1)
+    command, environment = DYNAMODB_KINDS[kind].command(port)
+    return Plan(f"http://{HOST}:{port}", [command], [lambda: dynamodb_title(port, kind)], environment)
 
-    def plan(kind: str) -> Plan:
-        command, environment = DYNAMODB_KINDS[kind].command(port)
-        return Plan(f"http://{HOST}:{port}", [command], [lambda: dynamodb_title(port, kind)], environment)
 
-    return first_of(dynamodb_kinds(), plan)
+def plan_moto(folder: Path) -> Plan:
+    """Plan a moto."""
+    return plan_dynamodb_kind("moto")
 
 
 def moto_folder() -> Path:
@@ -434,7 +441,23 @@ def find_moto() -> str:
 def moto_command(port: int) -> tuple[list[str], dict[str, str]]:
     """Return moto's command and environment."""
     find_moto()
-    return [sys.executable, "-m", "moto.server", "-H", HOST, "-p", str(port)], {"PYTHONPATH": str(moto_folder())}
+    return [sys.executable, "-c", MOTO_ONE_BY_ONE, HOST, str(port)], {"PYTHONPATH": str(moto_folder())}
+
+
+# moto.server answers in many threads and has no locks: of two writes with a condition both may find that it holds.
+MOTO_ONE_BY_ONE = """
+import sys, threading
+from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import run_simple
+
+lock, moto = threading.Lock(), DomainDispatcherApplication(create_backend_app)
+
+def one_by_one(environ, start_response):
+    with lock:
+        return list(moto(environ, start_response))
+
+run_simple(sys.argv[1], int(sys.argv[2]), one_by_one, threaded=True)
+"""
 
 
 def find_dynalite() -> str:
@@ -736,6 +759,7 @@ SERVICES = {
     "memcached": Service(find_memcached, fetch_memcached, plan_memcached, 10),
     "mongodb": Service(find_mongodb, fetch_mongodb, plan_mongodb, 30),
     "dynamodb": Service(find_dynamodb, fetch_dynamodb, plan_dynamodb, 30),
+    "moto": Service(find_moto, fetch_moto, plan_moto, 30),
 }
 
 
@@ -1158,6 +1182,29 @@ class PrivateMemcached(PrivateRedis):
 
     def _title(self) -> str:
         return memcached_title(self.port)
+
+
+class PrivateDynamoDB(PrivateRedis):
+    """The same with a DynamoDB, of this kind or of the one that will do; there are no options."""
+
+    def __init__(self, folder: Path, kind: str | None = None) -> None:
+        """Start it; a restart finds no tables."""
+        self._kind = kind or first_of(dynamodb_kinds(), lambda one: DYNAMODB_KINDS[one].find() and one)
+        folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder)
+        self.url = f"http://{HOST}:{self.port}"
+
+    def _start(self) -> None:
+        command, environment = DYNAMODB_KINDS[self._kind].command(self.port)
+        self._child = launch(command, self._folder, environment)
+        try:
+            wait_until(self._title, [self._child], time.monotonic() + 30)
+        except BaseException:
+            self.kill()
+            raise
+
+    def _title(self) -> str:
+        return dynamodb_title(self.port, self._kind)
 
 
 # -------------------------------------------------------------------------------------------- the command line

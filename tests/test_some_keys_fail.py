@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -144,6 +144,21 @@ async def test_keys_that_fail_do_not_close_the_way_to_the_others(cache: Cache, b
     for _ in range(20):
         assert await cache.get_many(["a", "x"]) == {"a": 1}
     assert all("x" in event.error.failed for event in recorder.events if isinstance(event, BackendFailed))
+
+
+async def test_a_dead_server_of_several_leaves_the_cache_its_others(private_memcached: Callable[..., Any]):
+    """Single keys too: a dead server does not close the way to the others."""
+    dead, alive = private_memcached(), private_memcached()
+    url = f"memcached://127.0.0.1:{dead.port},127.0.0.1:{alive.port}"
+    async with Cache.from_url(url, memory=None, namespace="n") as cache:
+        keys = [f"k{number}" for number in range(100)]
+        await cache.set_many(dict.fromkeys(keys, 1))
+        dead.kill()
+        found = [key for key in keys if await cache.get(key) is not None]
+        assert 20 < len(found) < 80
+        assert [key for key in keys if await cache.get(key) is not None] == found
+        assert sorted(await cache.get_many(keys)) == sorted(found)
+        assert cache.stats().backend_errors > 0
 
 
 async def test_a_tier_where_all_keys_fail_is_dead(cache: Cache, backend: Torn, recorder: Recorder):

@@ -3,8 +3,9 @@
 Commands sent: get, gets, set, add, cas, delete, incr, decr.  A value is stored under its key as it is; the item's
 flags, 32 bits which memcached keeps and does not read, hold its deadline in Unix seconds, 0 for never.
 
-The connections are this module's own.  Those of ``aiomcache`` go back to their pool with an answer still to come when
-a call is cancelled, so the next caller reads it as his own; and a lost one can spin the event loop for ever.
+The connections are this package's own, and pipelined.  Those of ``aiomcache`` carry one command at a time, go back to
+their pool with an answer still to come when a call is cancelled, so the next caller reads it as his own, and a lost one
+can spin the event loop for ever.
 """
 
 from __future__ import annotations
@@ -12,18 +13,18 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-import re
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from ..entry import counter
-from ..errors import BackendUnavailable, ConfigurationError, DecodeError, InvalidKey, KeyMissing, ValueTooLarge
-from ._memcached import Item, Pool, Ring, Server, read_items, read_words
-from .base import KeyLimits, Version
+from ..errors import BackendError, BackendTimeout, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
+from ._memcached import NUMBER, Item
+from ._memcached_pool import Pool, Ring, Server
+from .base import KeyLimits, Version, batch_error, check_key, check_value
 
 try:
     from aiomcache import Client, FlagClient
@@ -35,11 +36,16 @@ __all__ = ["MemcachedBackend"]
 
 Life: TypeAlias = tuple[int, int]
 """The flags and the exptime of an item."""
+Outcome: TypeAlias = bytes | BackendError
+"""What came of one key of many."""
 
 _PORT: Final = 11211
-_KEY: Final = re.compile(r"[!-~]{1,250}")
 _MONTH: Final = 30 * 86400
+_LAST_INSTANT: Final = 2**31 - 1
 _INT64: Final = range(-(2**63), 2**63)
+_STORED: Final = frozenset((b"STORED", b"NOT_STORED", b"EXISTS", b"NOT_FOUND"))
+_DELETED: Final = frozenset((b"DELETED", b"NOT_FOUND"))
+_COUNTED: Final = frozenset((NUMBER, b"NOT_FOUND", b"CLIENT_ERROR cannot increment or decrement non-numeric value"))
 _CHUNK: Final = 100
 _CHUNK_BYTES: Final = 1 << 18
 _ATTEMPTS: Final = 200
@@ -56,10 +62,14 @@ class MemcachedBackend:
         timeout: seconds for each answer.
         max_value: the longest value, in bytes; the server's own limit (``-I``) counts the key and some 50 bytes more.
 
+    Of several servers, one that cannot be reached or does not answer takes its own keys along, and no others: it is
+    left alone for a moment, so that they fail at once, and the error of such a key has it in ``failed``.
+
     Raises:
         ConfigurationError: no client, something else than a client, or an option that makes no sense.
     """
 
+    _name: Final = "this MemcachedBackend"
     key_limits: Final = KeyLimits(max_bytes=250, printable=True)
     ttl_granularity: Final = 2.0
     """The server counts whole seconds, and is up to one behind: entries end late rather than early."""
@@ -80,7 +90,7 @@ class MemcachedBackend:
             raise ConfigurationError(msg)
         self._servers: Final = [_server(client) for client in clients]
         self._timeouts: Final = (connect_timeout, timeout)
-        self._max_value: Final = max_value
+        self.value_limit: Final = max_value
         self._ring: Final = Ring([server.name for server in self._servers])
         self._pools: list[Pool] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -91,7 +101,7 @@ class MemcachedBackend:
         cls,
         url: str,
         *,
-        max_connections: int = 50,
+        max_connections: int = 4,
         connect_timeout: float = 1.0,
         timeout: float = 1.0,
         max_value: int = 1_000_000,
@@ -100,7 +110,8 @@ class MemcachedBackend:
 
         Args:
             url: ``memcached://host:port``, several servers as ``memcached://host1:port,host2:port``.
-            max_connections: to each server; callers beyond this number wait for a connection.
+            max_connections: to each server.  All callers share one; others are opened while something large is under
+                way on it.
             connect_timeout: seconds.
             timeout: seconds for each answer.
             max_value: the longest value, in bytes.
@@ -130,7 +141,7 @@ class MemcachedBackend:
 
     async def delete(self, key: str, /) -> bool:
         """See `Backend.delete`."""
-        return await self._say(key, b"delete %b\r\n" % _wire(key)) == b"DELETED"
+        return await self._say(key, b"delete %b\r\n" % self._wire(key), _DELETED) == b"DELETED"
 
     async def aclose(self) -> None:
         """Close the connections; the clients are their owner's."""
@@ -143,24 +154,24 @@ class MemcachedBackend:
     # Batch ----------------------------------------------------------------------------------------------------------
 
     async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
-        """See `Batch.get_many`; a hundred keys in one get, the servers side by side."""
-        found: dict[str, bytes] = {}
+        """See `Batch.get_many`; a hundred keys in one get, all of them under way at once."""
 
-        async def ask(pool: Pool, chunk: list[bytes]) -> None:
-            items = await pool.talk([b"get ", b" ".join(chunk), b"\r\n"], read_items, chunk, again=True)
-            found.update({wire.decode(): item.data for wire, item in items.items()})
+        async def ask(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Outcome]:
+            wires = list(chunk.values())
+            items = await pool.items(b"get %b\r\n" % b" ".join(wires), wires)
+            return {wire.decode(): item.data for wire, item in items.items()}
 
-        await self._by_server({key: _wire(key) for key in keys}, ask)
-        return found
+        return await self._by_server({key: self._wire(key) for key in keys}, ask)
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
-        """See `Batch.set_many`; a hundred pipelined sets at a time, the servers side by side."""
+        """See `Batch.set_many`; a hundred sets in one piece, all of them under way at once."""
         life = _life(ttl)
-        await self._say_all({key: self._storage(b"set", key, data, life) for key, data in items.items()})
+        await self._say_all({key: self._storage(b"set", key, data, life) for key, data in items.items()}, _STORED)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
-        """See `Batch.delete_many`; a hundred pipelined deletes at a time, the servers side by side."""
-        return (await self._say_all({key: b"delete %b\r\n" % _wire(key) for key in keys})).count(b"DELETED")
+        """See `Batch.delete_many`; a hundred deletes in one piece, all of them under way at once."""
+        words = await self._say_all({key: b"delete %b\r\n" % self._wire(key) for key in keys}, _DELETED)
+        return list(words.values()).count(b"DELETED")
 
     # Add, Counter, Touch --------------------------------------------------------------------------------------------
 
@@ -171,7 +182,7 @@ class MemcachedBackend:
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`; memcached's own, which has no sign, where the numbers have none; else gets and cas."""
         if 0 <= delta < 2**32 and (seen := await self._look(key)) and 0 <= _number(key, seen.data) < 2**62:
-            word = await self._say(key, b"incr %b %d\r\n" % (_wire(key), delta))
+            word = await self._say(key, b"incr %b %d\r\n" % (self._wire(key), delta), _COUNTED)
             if word.isdigit():
                 return int(word)
         total = 0
@@ -214,7 +225,7 @@ class MemcachedBackend:
 
         The second look is for a server that was restarted after the first: it counts its versions from one again.
         """
-        self._check(data)
+        check_value(data, self.value_limit, self._name)
         if version is not None and (seen := await self._look(key)) is not None:
             if seen.version != version:
                 return False
@@ -225,15 +236,19 @@ class MemcachedBackend:
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """See `Cas.swap`; gets, then cas or add, until nobody came in between."""
-        self._check(data)
+        check_value(data, self.value_limit, self._name)
         seen = await self._change(key, lambda _: (data, _life(ttl)))
         return None if seen is None else seen.data
 
     # Commands -------------------------------------------------------------------------------------------------------
 
     async def _look(self, key: str, verb: bytes = b"gets") -> Item | None:
-        wire = _wire(key)
-        found = await self._pool(wire).talk([b"%b %b\r\n" % (verb, wire)], read_items, (wire,), again=True)
+        wire = self._wire(key)
+        pool = self._pool(wire)
+        try:
+            found = await pool.items(b"%b %b\r\n" % (verb, wire), (wire,))
+        except (BackendUnavailable, BackendTimeout) as error:
+            raise self._of_one_server(pool, key, error) from error.__cause__
         return found.get(wire)
 
     async def _change(self, key: str, new: Callable[[Item | None], tuple[bytes, Life] | None]) -> Item | None:
@@ -256,28 +271,28 @@ class MemcachedBackend:
         raise BackendUnavailable(msg)
 
     async def _store(self, verb: bytes, key: str, data: bytes, life: Life, token: bytes = b"") -> bytes:
-        return await self._say(key, self._storage(verb, key, data, life, token))
+        return await self._say(key, self._storage(verb, key, data, life, token), _STORED)
 
     def _storage(self, verb: bytes, key: str, data: bytes, life: Life, token: bytes = b"") -> bytes:
-        self._check(data)
-        return b"%b %b %d %d %d %b\r\n%b\r\n" % (verb, _wire(key), *life, len(data), token, data)
+        check_value(data, self.value_limit, self._name)
+        return b"%b %b %d %d %d %b\r\n%b\r\n" % (verb, self._wire(key), *life, len(data), token, data)
 
-    def _check(self, data: bytes) -> None:
-        if len(data) > self._max_value:
-            msg = f"{len(data)} bytes are more than the {self._max_value} that this MemcachedBackend sends as one value"
-            raise ValueTooLarge(msg)
+    async def _say(self, key: str, command: bytes, known: Collection[bytes]) -> bytes:
+        pool = self._pool(key.encode())
+        try:
+            (word,) = await pool.words(command, known)
+        except (BackendUnavailable, BackendTimeout) as error:
+            raise self._of_one_server(pool, key, error) from error.__cause__
+        if isinstance(word, BackendError):
+            raise word
+        return word
 
-    async def _say(self, key: str, command: bytes) -> bytes:
-        return (await self._pool(_wire(key)).talk([command], read_words, (command,)))[0]
+    async def _say_all(self, commands: Mapping[str, bytes], known: Collection[bytes]) -> dict[str, bytes]:
+        async def say(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Outcome]:
+            words = await pool.words(b"".join(chunk.values()), known, len(chunk))
+            return dict(zip(chunk, words, strict=True))
 
-    async def _say_all(self, commands: Mapping[str, bytes]) -> list[bytes]:
-        words: list[bytes] = []
-
-        async def say(pool: Pool, chunk: list[bytes]) -> None:
-            words.extend(await pool.talk(chunk, read_words, chunk))
-
-        await self._by_server(commands, say)
-        return words
+        return await self._by_server(commands, say)
 
     # Servers --------------------------------------------------------------------------------------------------------
 
@@ -289,52 +304,73 @@ class MemcachedBackend:
                 with suppress(RuntimeError):  # that loop is closed
                     pool.loop.call_soon_threadsafe(pool.close)
             self._loop = loop
-            self._pools = [Pool(server, *self._timeouts) for server in self._servers]
+            several = len(self._servers) > 1
+            self._pools = [Pool(server, *self._timeouts, leave_alone=several) for server in self._servers]
         if len(self._pools) == 1:
             return self._pools[0]
         return self._pools[self._ring.find(wire)]
 
+    def _of_one_server(self, pool: Pool, key: str, error: BackendError) -> BackendError:
+        """Say in ``failed`` that the error is this key's only, as long as another server may answer for others."""
+        if any(other is not pool and not other.failing for other in self._pools):
+            return batch_error({key: error})
+        return error
+
     async def _by_server(
-        self, parts: Mapping[str, bytes], work: Callable[[Pool, list[bytes]], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Give each server its keys' parts, chunk by chunk, the servers side by side."""
-        groups: dict[Pool, list[bytes]] = {}
+        self,
+        parts: Mapping[str, bytes],
+        ask: Callable[[Pool, dict[str, bytes]], Awaitable[dict[str, Outcome]]],
+    ) -> dict[str, bytes]:
+        """Ask every server for its keys' parts, all chunks under one deadline; return what came of each.
+
+        Raises:
+            BackendError: of `batch_error` if some keys failed, as a single key's if all did and no server answers.
+        """
+        by_pool: dict[Pool, dict[str, bytes]] = {}
         for key, part in parts.items():
-            groups.setdefault(self._pool(_wire(key)), []).append(part)
+            by_pool.setdefault(self._pool(key.encode()), {})[key] = part
+        outcomes: dict[str, Outcome] = {}
 
-        async def serve(pool: Pool, own: list[bytes]) -> None:
-            for chunk in _chunks(own):
-                await work(pool, chunk)
+        async def attempt(pool: Pool, chunk: dict[str, bytes]) -> None:
+            try:
+                outcomes.update(await ask(pool, chunk))
+            except BackendError as error:
+                outcomes.update(dict.fromkeys(chunk, error))
 
-        try:
+        pieces = [(pool, chunk) for pool, own in by_pool.items() for chunk in _chunks(own)]
+        if len(pieces) == 1:
+            await attempt(*pieces[0])
+        else:
             async with asyncio.TaskGroup() as group:
-                for pool, own in groups.items():
-                    group.create_task(serve(pool, own))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from errors.exceptions[0].__cause__
+                for pool, chunk in pieces:
+                    group.create_task(attempt(pool, chunk))
+        failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, BackendError)}
+        found = {key: outcome for key, outcome in outcomes.items() if not isinstance(outcome, BackendError)}
+        if len(failed) == len(parts) > 0 and all(pool.failing for pool in self._pools):
+            raise next(iter(failed.values()))
+        if failed:
+            raise batch_error(failed, found=found)
+        return found
+
+    def _wire(self, key: str) -> bytes:
+        return check_key(key, self.key_limits)
 
 
 def _server(client: FlagClient[Any]) -> Server:
     pool = client._pool  # noqa: SLF001 - a client does not tell its address otherwise
-    return Server(pool._host, pool._port, pool._maxsize, pool.conn_args)  # noqa: SLF001
+    options = {name: value for name, value in pool.conn_args.items() if name != "limit"}  # of its own streams
+    return Server(pool._host, pool._port, pool._maxsize, options)  # noqa: SLF001
 
 
-def _wire(key: str) -> bytes:
-    if not _KEY.fullmatch(key):
-        msg = f"{key[:60]!r} is no key for memcached: 1 to 250 visible ASCII characters"
-        raise InvalidKey(msg)
-    return key.encode("ascii")
-
-
-def _chunks(parts: Iterable[bytes]) -> list[list[bytes]]:
+def _chunks(parts: Mapping[str, bytes]) -> list[dict[str, bytes]]:
     """Cut after a hundred parts, or so many bytes."""
-    chunks: list[list[bytes]] = []
+    chunks: list[dict[str, bytes]] = []
     room = 0
-    for part in parts:
+    for key, part in parts.items():
         if room <= 0 or len(chunks[-1]) == _CHUNK:
-            chunks.append([])
+            chunks.append({})
             room = _CHUNK_BYTES
-        chunks[-1].append(part)
+        chunks[-1][key] = part
         room -= len(part)
     return chunks
 
@@ -352,8 +388,11 @@ def _life_until(flags: int) -> Life:
 
 
 def _exptime(seconds: int) -> int:
-    """Say it as memcached wants it: beyond thirty days as an instant; its numbers end in 2038."""
-    return seconds if seconds <= _MONTH else min(int(time.time()) + seconds, 2**31 - 1)
+    """Say it as memcached wants it: beyond thirty days as an instant; its instants end in January 2038."""
+    if seconds <= _MONTH:
+        return seconds
+    now = int(time.time())
+    return min(now + seconds, _LAST_INSTANT) if now + _MONTH < _LAST_INSTANT else _MONTH
 
 
 def _number(key: str, data: bytes) -> int:

@@ -7,17 +7,19 @@ out is bytes, so nobody shares objects.  Several caches may share one.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 from ..clock import FOREVER, Clock, SystemClock
 from ..entry import counter
 from ..errors import ConfigurationError, DecodeError, KeyMissing
-from .base import KeyLimits, Version
+from .base import KeyLimits, Version, check_key
 
 __all__ = ["MemoryBackend"]
 
 _INT64: Final = range(-(2**63), 2**63)
+_CHUNK: Final = 256 * 1024
 
 
 class MemoryBackend:
@@ -29,6 +31,7 @@ class MemoryBackend:
     """
 
     key_limits: Final = KeyLimits(max_bytes=1 << 20, printable=False)
+    value_limit: Final = None
 
     def __init__(self, *, max_entries: int = 100_000, clock: Clock | None = None) -> None:
         if max_entries < 1:
@@ -58,15 +61,20 @@ class MemoryBackend:
 
     async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
         """See `Batch.get_many`."""
-        return {key: data for key in keys if (data := self._live(key)) is not None}
+        found = {key: self._live(key) for key in keys}
+        return {key: data for key, data in found.items() if data is not None}
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`."""
+        for key in items:
+            check_key(key, self.key_limits)
         for key, data in items.items():
             self._put(key, data, ttl)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
         """See `Batch.delete_many`."""
+        for key in keys:
+            check_key(key, self.key_limits)
         return sum([await self.delete(key) for key in keys])
 
     async def add(self, key: str, data: bytes, /, *, ttl: float | None) -> bool:
@@ -139,7 +147,26 @@ class MemoryBackend:
         self._put(key, data, ttl)
         return before
 
+    @asynccontextmanager
+    async def open(self, key: str, /) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        """See `Stream.open`; the reader keeps the entry that was there."""
+        data = self._live(key)
+        yield None if data is None else _chunks(data)
+
+    async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
+        """See `Stream.store`; the whole is in memory in the end, so this bounds nothing."""
+        check_key(key, self.key_limits)
+        body = bytearray()
+        if isinstance(chunks, AsyncIterable):
+            async for chunk in chunks:
+                body += chunk
+        else:
+            for chunk in chunks:
+                body += chunk
+        self._put(key, bytes(body), ttl)
+
     def _live(self, key: str) -> bytes | None:
+        check_key(key, self.key_limits)
         item = self._items.get(key)
         if item is None:
             return None
@@ -150,8 +177,14 @@ class MemoryBackend:
         return data
 
     def _put(self, key: str, data: bytes, ttl: float | None) -> None:
+        check_key(key, self.key_limits)
         items = self._items
         items.pop(key, None)  # a rewritten key is the youngest
         while len(items) >= self._max_entries:
             items.popitem(last=False)
         items[key] = (bytes(data), FOREVER if ttl is None else self._clock.monotonic() + ttl)
+
+
+async def _chunks(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _CHUNK):
+        yield data[start : start + _CHUNK]

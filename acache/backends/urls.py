@@ -14,7 +14,7 @@ _REDIS: Final = frozenset(("redis", "rediss", "valkey", "valkeys", "unix"))
 _MONGODB: Final = frozenset(("mongodb", "mongodb+srv"))
 _SCHEMES: Final = (
     "memory://, file:///, redis://, rediss://, valkey://, valkeys://, unix://, redis+cluster://, redis+sentinel://,"
-    " memcached://, mongodb://, mongodb+srv://, null://"
+    " memcached://, mongodb://, mongodb+srv://, dynamodb://, null://"
 )
 
 
@@ -47,6 +47,10 @@ def open_backend(url: str) -> Backend | None:
         from .mongodb import MongoDBBackend  # noqa: PLC0415 - the client library is an extra
 
         return MongoDBBackend.from_url(url)
+    if scheme == "dynamodb":
+        from .dynamodb import DynamoDBBackend  # noqa: PLC0415 - the client library is an extra
+
+        return DynamoDBBackend.from_url(url)
     if scheme == "memcached":
         from .memcached import MemcachedBackend  # noqa: PLC0415 - the client library is an extra
 

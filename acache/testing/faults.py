@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from ..backends.memory import MemoryBackend
@@ -47,6 +48,19 @@ class FaultyBackend(MemoryBackend):
         hold = self._holds[operation] = Hold(lambda: self._holds.pop(operation, None))
         return hold
 
+    async def scan(self, prefix: str, /) -> AsyncIterator[str]:
+        """See `Scan.scan`."""
+        await self._enter("scan")
+        async for key in super().scan(prefix):
+            yield key
+
+    @asynccontextmanager
+    async def open(self, key: str, /) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        """See `Stream.open`."""
+        await self._enter("open")
+        async with super().open(key) as chunks:
+            yield chunks
+
     async def _enter(self, operation: str) -> None:
         self.calls.append(operation)
         if (hold := self._holds.get(operation)) is not None:
@@ -73,7 +87,7 @@ class Hold:
 
 _OPERATIONS: Final = (
     "get", "set", "delete", "get_many", "set_many", "delete_many", "add", "incr", "touch", "ttl", "clear",
-    "get_versioned", "set_if", "swap",
+    "get_versioned", "set_if", "swap", "scan", "open", "store",
 )  # fmt: skip
 
 
@@ -90,4 +104,5 @@ def _guarded(name: str) -> Any:
 
 
 for _name in _OPERATIONS:
-    setattr(FaultyBackend, _name, _guarded(_name))
+    if _name not in ("scan", "open"):  # the two that are no coroutines
+        setattr(FaultyBackend, _name, _guarded(_name))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
+import socket
 import time
 import uuid
 from typing import TYPE_CHECKING, Any, Self
@@ -30,7 +32,7 @@ from acache.backends.memcached import MemcachedBackend
 from acache.testing import BackendConformance
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from acache.backends import Backend
 
@@ -371,6 +373,48 @@ async def test_an_entry_ends_late_rather_than_early(backend: MemcachedBackend, k
     await asyncio.gather(*[watch(number) for number in range(11)])
 
 
+@pytest.mark.parametrize(
+    ("ttl", "least"),
+    [
+        *((0.001, 1), (0.999, 1), (1.0, 1), (1.001, 2), (59.5, 60)),
+        *((30 * 86400 - 1.5, 30 * 86400 - 1), (30 * 86400 - 1, 30 * 86400 - 1), (30 * 86400.0, 30 * 86400)),
+        *((30 * 86400 + 0.001, 30 * 86400 + 1), (30 * 86400 + 1.0, 30 * 86400 + 1), (31 * 86400.0, 31 * 86400)),
+    ],
+)
+async def test_the_server_keeps_it_so_long(private_memcached: Callable[..., Any], ttl: float, least: int):
+    """By its own account: the ttl rounded up, never less, and two seconds more at most."""
+    server = private_memcached()
+    async with opened(server.url) as backend:
+        await backend.set("k", b"v", ttl=ttl)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(b"mg k t\r\n")
+    word = (await reader.readline()).split()
+    writer.close()
+    await writer.wait_closed()
+    assert word[0] == b"HD"
+    assert least - 1 <= int(word[1][1:]) <= least + 2  # a second may have passed meanwhile
+
+
+@pytest.mark.parametrize("now", [2**31 - 40 * 86400, 2**31 - 10, 2**31 + 1000, 2**32 + 1000])
+async def test_no_ttl_ends_in_the_past_when_memcached_s_numbers_do(monkeypatch: pytest.MonkeyPatch, now: int):
+    """Around 2038, and later, an instant that does not fit becomes the longest time that can be said."""
+    told: list[int] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            await reader.readline()
+            told.append(int(line.split()[3]))
+            writer.write(b"STORED\r\n")
+
+    monkeypatch.setattr("acache.backends.memcached.time.time", lambda: float(now))
+    async with talking(talk) as url, opened(url) as backend:
+        for ttl in (1.0, 30 * 86400.0, 31 * 86400.0, 365 * 86400.0):
+            await backend.set("k", b"v", ttl=ttl)
+    assert told[0] == 2
+    for exptime in told:
+        assert 0 < exptime <= 30 * 86400 or now + 30 * 86400 < exptime <= 2**31 - 1
+
+
 @pytest.mark.parametrize("days", [29, 30, 31, 365, 365 * 30, 365 * 200])
 async def test_a_far_deadline_is_no_past_one(backend: MemcachedBackend, key: str, days: int):
     """Memcached takes more than thirty days for an instant; the backend sends one."""
@@ -632,12 +676,16 @@ async def test_thousands_of_cancelled_calls(memcached_url: str):
 
 
 async def test_a_pool_is_bounded_and_lazy(memcached_url: str, key: str):
-    """Nothing connects before the first operation, and never more than asked for."""
-    async with Proxy(memcached_url) as proxy, opened(proxy.url, max_connections=3) as backend:
+    """Nothing connects before the first operation; small things share one connection, large ones no more than allowed."""
+    async with Proxy(memcached_url) as proxy, opened(proxy.url, max_connections=3, timeout=30) as backend:
         assert proxy.accepted == 0
         await backend.get(key)
         assert proxy.accepted == 1
         await asyncio.gather(*[backend.get(f"{key}{number}") for number in range(200)])
+        assert proxy.accepted == 1
+        large = b"x" * 900_000
+        for _ in range(3):
+            await asyncio.gather(*[backend.set(f"{key}{number}", large, ttl=60) for number in range(20)])
         assert proxy.most == 3
         await backend.aclose()
         await proxy.until_open(0)
@@ -713,15 +761,358 @@ async def test_nobody_there(private_memcached: Callable[..., Any]):
         (b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n", BackendUnavailable),
         (b"\xff\xfe\x00" * 100_000, BackendUnavailable),
         (b"\r\n" * 1000, BackendUnavailable),
+        (b"VALUE k 0 99999999999999999999\r\n", BackendUnavailable),
+        (b"VALUE k 0 9999999999\r\n", BackendUnavailable),
+        (b"VALUE k 0 1\r\nab\r\nEND\r\n", BackendUnavailable),
+        (b"VALUE k 0 1\r\na\r\nVALUE k 0 1\r\nb\r\nEND\r\n", BackendUnavailable),
+        (b"DELETED\r\n" * 2, BackendUnavailable),
+        (b"1\r\n" * 2, BackendUnavailable),
     ],
 )
 async def test_what_is_no_answer_is_an_error(answer: bytes, error: type[BackendError]):
     """From whatever listens there: an acache error with its cause, no hang, and no wrong value."""
-    async with answering(answer) as backend:
-        for attempt in (backend.get("k"), backend.get_many(["k", "l"]), backend.set_many({"k": b"", "l": b""}, ttl=1)):
+    calls: list[Callable[[MemcachedBackend], Any]] = [
+        lambda backend: backend.get("k"),
+        lambda backend: backend.get_many(["k", "l"]),
+        lambda backend: backend.set_many({"k": b"", "l": b""}, ttl=1),
+    ]
+    for call in calls:
+        async with answering(answer) as backend:
             with pytest.raises(error) as caught:
-                await attempt
+                await call(backend)
             assert caught.value.__cause__ is not None
+
+
+@contextlib.asynccontextmanager
+async def talking(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Any]) -> AsyncIterator[str]:
+    """Give the URL of a server that talks like this, for as long as the other side listens."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        with contextlib.suppress(OSError, EOFError, asyncio.CancelledError):
+            await talk(reader, writer)
+        writer.transport.abort()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield f"memcached://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+async def test_a_line_without_end_is_no_answer():
+    """It is given up after some thousand bytes: neither the deadline nor the memory is spent on it."""
+    sent = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await reader.readline()
+        while True:
+            writer.write(b"x" * 4096)
+            sent += 4096
+            await writer.drain()
+
+    async with talking(talk) as url, opened(url, timeout=60) as backend:
+        with pytest.raises(BackendUnavailable):
+            async with asyncio.timeout(30):
+                await backend.get("k")
+        assert sent < 50_000_000
+
+
+async def test_an_answer_that_drips_is_late():
+    """A server that is always about to finish gets no more than the deadline, and no second question after it."""
+    connections = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readline()
+        writer.write(b"VALUE k 0 1000000\r\n")
+        while not reader.at_eof():
+            writer.write(b"x")
+            await asyncio.sleep(0.01)
+
+    async with talking(talk) as url, opened(url, timeout=0.2) as backend:
+        for number in (1, 2):
+            with pytest.raises(BackendTimeout):
+                await backend.get("k")
+            assert connections == number
+
+
+async def test_what_nobody_asked_for_is_answered_to_nobody():
+    """A server that answers twice loses the connection; the next caller gets no answer of the past."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            key = line.split()[1]
+            writer.write(b"VALUE %b 0 1\r\na\r\nEND\r\n" % key * 2)
+
+    async with talking(talk) as url, opened(url) as backend:
+        for _ in range(20):
+            assert await backend.get("k") in (b"a", None)
+            with contextlib.suppress(BackendUnavailable):
+                assert await backend.delete("k") is None  # "VALUE ..." is no answer to it
+
+
+async def test_one_late_answer_fails_one_caller():
+    """The others on the same connection get theirs, and so does everybody after it."""
+    connections = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        while line := await reader.readline():
+            key = line.split()[1]
+            await asyncio.sleep({b"first": 0.5, b"slow": 0.8}.get(key, 0.0))
+            writer.write(b"VALUE %b 0 %d\r\n%b\r\nEND\r\n" % (key, len(key), key))
+
+    async with talking(talk) as url, opened(url, timeout=1.0) as backend:
+        first = asyncio.ensure_future(backend.get("first"))
+        slow = asyncio.ensure_future(backend.get("slow"))
+        assert await first == b"first"
+        behind = asyncio.ensure_future(backend.get("behind"))
+        with pytest.raises(BackendTimeout):
+            await slow
+        assert await behind == b"behind"
+        assert await backend.get("after") == b"after"
+        assert connections == 1
+
+
+async def test_ten_thousand_cancelled_and_late_calls(memcached_url: str):
+    """At random instants, on few connections, some of them held up: every answer that arrives belongs to its key."""
+    randomly = random.Random(11)
+    stem = uuid.uuid4().hex
+    names = [f"{stem}{number}" for number in range(100)]
+    body = {name: name.encode() * randomly.choice((1, 3, 100, 3000)) for name in names}
+    outcomes = dict.fromkeys(("answered", "cancelled", "late"), 0)
+    async with Proxy(memcached_url) as proxy, opened(proxy.url, max_connections=3, timeout=0.1) as backend:
+        async with opened(memcached_url) as direct:
+            await direct.set_many(body, ttl=120)
+
+        async def ask() -> None:
+            name = randomly.choice(names)
+            match randomly.randrange(8):
+                case 0:
+                    some = randomly.sample(names, 4)
+                    assert await backend.get_many(some) == {one: body[one] for one in some}
+                case 1:
+                    await backend.set(name, body[name], ttl=120)
+                case 2:
+                    assert await backend.delete(f"{name}none") is False
+                case 3:
+                    assert (await backend.get_versioned(name))[0] == body[name]
+                case _:
+                    assert await backend.get(name) == body[name]
+
+        async def worker() -> None:
+            for _ in range(500):
+                task = asyncio.ensure_future(ask())
+                if randomly.random() < 0.6:
+                    for _ in range(randomly.randrange(8)):
+                        await asyncio.sleep(0)
+                    task.cancel()
+                await asyncio.wait([task])
+                if task.cancelled():
+                    outcomes["cancelled"] += 1
+                elif isinstance(task.exception(), (BackendTimeout, BackendUnavailable)):
+                    outcomes["late"] += 1
+                else:
+                    task.result()
+                    outcomes["answered"] += 1
+
+        async def disturb() -> None:
+            for until_late in itertools.cycle((True, False)):
+                await asyncio.sleep(randomly.uniform(0.02, 0.2))
+                before = outcomes["late"]
+                proxy.hold()
+                await asyncio.sleep(0.02)
+                while until_late and outcomes["late"] == before:
+                    await asyncio.sleep(0.01)
+                proxy.release()
+
+        disturber = asyncio.ensure_future(disturb())
+        await asyncio.gather(*[worker() for _ in range(20)])
+        disturber.cancel()
+        await asyncio.wait([disturber])
+        proxy.release()
+        assert sum(outcomes.values()) == 10_000
+        assert min(outcomes["answered"], outcomes["cancelled"]) > 1000
+        assert outcomes["late"] > 0
+        await backend.aclose()
+        await proxy.until_open(0)
+
+
+async def test_a_cancelled_call_costs_no_connection(memcached_url: str, key: str):
+    """Its answer is read and dropped; the connection is the same before and after."""
+    async with Proxy(memcached_url) as proxy, opened(proxy.url) as backend:
+        await backend.set(key, b"v", ttl=60)
+        for _ in range(50):
+            proxy.hold()
+            tasks = [asyncio.ensure_future(backend.get(key)) for _ in range(5)]
+            await proxy.held.wait()
+            for task in tasks[::2]:
+                task.cancel()
+            proxy.release()
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+            assert results[1::2] == [b"v", b"v"]
+        assert proxy.accepted == 1
+        await backend.aclose()
+
+
+async def test_small_answers_do_not_wait_for_large_ones():
+    """While a value is on its way, which the network holds up, others take another connection."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if line == b"get large\r\n":
+                writer.write(b"VALUE large 0 1000000\r\n" + b"x" * 100_000)
+                begun.set()
+                await go.wait()
+                writer.write(b"x" * 900_000 + b"\r\nEND\r\n")
+            else:
+                writer.write(b"END\r\n")
+
+    async with talking(talk) as url, opened(url, timeout=20) as backend:
+        large = asyncio.ensure_future(backend.get("large"))
+        await begun.wait()
+        await asyncio.sleep(0.1)  # until what was sent has come
+        assert await backend.get("small") is None
+        assert not large.done()
+        go.set()
+        assert await large == b"x" * 1_000_000
+
+
+async def test_a_connection_that_cannot_be_had_is_done_without():
+    """While a large answer is on its way and the server takes nobody new, others wait behind it, and no call fails."""
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if line == b"get large\r\n":
+                writer.write(b"VALUE large 0 1000000\r\n" + b"x" * 100_000)
+                begun.set()
+                await go.wait()
+                writer.write(b"x" * 900_000 + b"\r\nEND\r\n")
+            else:
+                writer.write(b"END\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with opened(f"memcached://127.0.0.1:{server.sockets[0].getsockname()[1]}", timeout=20) as backend:
+        large = asyncio.ensure_future(backend.get("large"))
+        await begun.wait()
+        await asyncio.sleep(0.1)  # until what was sent has come
+        server.close()
+        small = asyncio.ensure_future(backend.get("small"))
+        await asyncio.sleep(0.1)  # until it was refused
+        assert not small.done()
+        go.set()
+        assert await large == b"x" * 1_000_000
+        assert await small is None
+
+
+async def test_a_line_that_drips_is_late_too():
+    """Bytes that make no answer do not keep a connection alive."""
+    connections = 0
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readline()
+        while not reader.at_eof():
+            writer.write(b"E")
+            await asyncio.sleep(0.01)
+
+    async with talking(talk) as url, opened(url, timeout=0.2) as backend:
+        for number in (1, 2):
+            with pytest.raises(BackendTimeout):
+                await backend.get("k")
+            assert connections == number
+
+
+@contextlib.contextmanager
+def accepting_nobody() -> Iterator[str]:
+    """Give the URL of a port whose queue of connections is full: an attempt to connect gets no answer at all."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                filler.connect(listener.getsockname())
+        yield f"memcached://127.0.0.1:{listener.getsockname()[1]}"
+
+
+async def test_whoever_waits_for_a_connection_waits_one_deadline():
+    """Not one after the other; and a cancelled one leaves the others their turn."""
+    with accepting_nobody() as url:
+        async with opened(url, connect_timeout=0.3) as backend:
+            began = time.monotonic()
+            calls = [asyncio.ensure_future(backend.get(f"k{number}")) for number in range(20)]
+            await asyncio.sleep(0.05)
+            calls[0].cancel()  # it was the one that connects
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            assert time.monotonic() - began < 2
+            assert isinstance(errors[0], asyncio.CancelledError)
+            assert {type(error) for error in errors[1:]} == {BackendTimeout}
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_call_cancelled_while_it_connects_leaves_nothing(memcached_url: str, key: str):
+    """At each turn of the event loop; the next call connects by itself."""
+    for turns in range(8):
+        async with Proxy(memcached_url) as proxy:
+            async with opened(proxy.url) as backend:
+                task = asyncio.ensure_future(backend.get(key))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.wait([task])
+                assert await backend.get(key) is None
+                await backend.set(f"{key}{turns}", b"v", ttl=60)
+                assert await backend.get(f"{key}{turns}") == b"v"
+            await proxy.until_open(0)
+
+
+async def test_answers_belong_to_their_keys_while_the_server_comes_and_goes(private_memcached: Callable[..., Any]):
+    """Under load, killed and restarted, paused and resumed: each read is the key's own value, nothing, or an error."""
+    server = private_memcached()
+    answered = failed = 0
+    stopped = asyncio.Event()
+    async with opened(server.url, timeout=0.2, connect_timeout=0.2) as backend:
+
+        async def worker(number: int) -> None:
+            nonlocal answered, failed
+            name = f"key:{number}"
+            body = name.encode() * (1 + number * 50)
+            while not stopped.is_set():
+                try:
+                    await backend.set(name, body, ttl=60)
+                    assert await backend.get(name) in (body, None)
+                    assert await backend.delete(f"{name}none") is False
+                    answered += 1
+                except (BackendUnavailable, BackendTimeout):
+                    failed += 1
+                    await asyncio.sleep(0.005)
+
+        workers = [asyncio.ensure_future(worker(number)) for number in range(30)]
+        for _ in range(3):
+            for disturb in (server.restart, server.pause, server.resume):
+                await asyncio.sleep(0.25)
+                await asyncio.to_thread(disturb)
+        await asyncio.sleep(0.25)
+        stopped.set()
+        await asyncio.gather(*workers)
+        assert answered > 100
+        assert failed > 0
+        assert await backend.get("none") is None
 
 
 async def test_a_killed_server_is_used_again_when_it_is_back(private_memcached: Callable[..., Any]):
@@ -828,6 +1219,102 @@ async def test_few_keys_move_when_a_server_comes(private_memcached: Callable[...
         await three.set_many(items, ttl=60)
     async with opened(*[server.url for server in servers]) as four:
         assert len(await four.get_many(list(items))) > 500
+
+
+async def two_halves(backend: MemcachedBackend, keys: list[str], dead: Any) -> tuple[list[str], list[str]]:
+    """Tell which keys are the dead server's, and which are not."""
+    lost = []
+    for key in keys:
+        try:
+            await backend.get(key)
+        except BackendError as error:
+            assert str(dead.port) in str(error)
+            lost.append(key)
+    return lost, [key for key in keys if key not in lost]
+
+
+@pytest.mark.parametrize("how", ["killed", "paused"])
+async def test_a_batch_fails_for_the_keys_of_a_dead_server_only(private_memcached: Callable[..., Any], how: str):
+    """The error says which, and has what was found; the others are read, stored and removed; one deadline for all."""
+    servers = [private_memcached() for _ in range(3)]
+    items = {f"key:{number}": b"%d" % number for number in range(1000)}
+    async with opened(*[server.url for server in servers], timeout=0.5, connect_timeout=0.5) as backend:
+        await backend.set_many(items, ttl=60)
+        (servers[1].kill if how == "killed" else servers[1].pause)()
+        try:
+            began = time.monotonic()
+            with pytest.raises((BackendUnavailable, BackendTimeout)) as caught:
+                await backend.get_many(list(items))
+            assert time.monotonic() - began < 2.5  # four chunks to the dead server; a deadline each would be 2 and more
+            failed, found = caught.value.failed, caught.value.found
+            assert 100 < len(failed) < 900
+            assert {**found, **{key: items[key] for key in failed}} == items
+            assert all(str(servers[1].port) in str(error) for error in failed.values())
+            for call in (
+                lambda: backend.set_many(dict.fromkeys(items, b"new"), ttl=60),
+                lambda: backend.delete_many(list(items)),
+            ):
+                with pytest.raises((BackendUnavailable, BackendTimeout)) as caught:
+                    await call()
+                assert set(caught.value.failed) == set(failed)
+                alive = list(found)
+                assert (await backend.get_many(alive)) in ({}, dict.fromkeys(alive, b"new"))
+            assert await backend.get_many(list(found)) == {}
+        finally:
+            servers[1].resume() if how == "paused" else servers[1].restart()
+
+
+async def test_a_server_that_does_not_answer_is_left_alone(private_memcached: Callable[..., Any]):
+    """After one deadline its keys fail at once, marked as this key's failure only; later they are asked for again."""
+    servers = [private_memcached() for _ in range(2)]
+    keys = [f"key:{number}" for number in range(200)]
+    async with opened(*[server.url for server in servers], timeout=0.1, connect_timeout=0.1) as backend:
+        await backend.set_many(dict.fromkeys(keys, b"v"), ttl=60)
+        servers[0].pause()
+        try:
+            began = time.monotonic()
+            lost, alive = await two_halves(backend, keys, servers[0])
+            assert len(lost) > 20
+            assert time.monotonic() - began < 0.1 * len(lost) / 2
+            with pytest.raises(BackendUnavailable, match="left alone") as caught:
+                await backend.get(lost[0])
+            assert list(caught.value.failed) == [lost[0]]
+            with pytest.raises(BackendUnavailable) as caught:
+                await backend.set(lost[0], b"v", ttl=60)
+            assert list(caught.value.failed) == [lost[0]]
+            assert await backend.get_many(alive) == dict.fromkeys(alive, b"v")
+        finally:
+            servers[0].resume()
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    assert await backend.get(lost[0]) == b"v"
+                    break
+                except BackendError:
+                    await asyncio.sleep(0.05)
+        assert await backend.get_many(keys) == dict.fromkeys(keys, b"v")
+
+
+async def test_when_no_server_answers_the_whole_operation_failed(private_memcached: Callable[..., Any]):
+    """Nothing is in ``failed``: it is not about some keys."""
+    servers = [private_memcached() for _ in range(2)]
+    async with opened(*[server.url for server in servers]) as backend:
+        for server in servers:
+            server.kill()
+        keys = [f"key:{number}" for number in range(50)]
+        for call in (lambda: backend.get_many(keys), lambda: backend.get(keys[0])):
+            with pytest.raises(BackendUnavailable) as caught:
+                await call()
+            assert caught.value.failed == {}
+
+
+async def test_what_one_server_refuses_fails_for_its_key_only(private_memcached: Callable[..., Any]):
+    """A value above the server's own limit; the rest of the batch is stored."""
+    async with opened(private_memcached("-I", "512k").url) as backend:
+        with pytest.raises(ValueTooLarge) as caught:
+            await backend.set_many({"j": b"j", "k": b"x" * 700_000, "l": b"l"}, ttl=60)
+        assert list(caught.value.failed) == ["k"]
+        assert await backend.get_many(["j", "k", "l"]) == {"j": b"j", "l": b"l"}
 
 
 async def test_a_dead_server_takes_its_own_keys_only(private_memcached: Callable[..., Any]):

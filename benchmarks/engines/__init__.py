@@ -1,0 +1,23 @@
+"""The engines: one file for each; one whose client is not installed is left out, and said so."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from .base import Engine, Side
+
+__all__ = ["Engine", "Side", "engines"]
+
+_FILES = ("redis", "memcached", "mongodb", "file")
+
+
+def engines() -> tuple[list[Engine], dict[str, str]]:
+    """Return every engine that can be measured, and why the others cannot."""
+    found: list[Engine] = []
+    missing: dict[str, str] = {}
+    for file in _FILES:
+        try:
+            found += import_module(f"engines.{file}").engines()
+        except ImportError as error:
+            missing[file] = f"{error.name or error} is not installed"
+    return found, missing

@@ -1,0 +1,234 @@
+"""The suite and the machine for backends find what is broken, and need no more than they say."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import unittest
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from acache import MemoryBackend
+from acache.backends import Batch
+from acache.entry import HEAD_BYTES
+from acache.testing import BackendConformance, FakeClock
+from acache.testing.machine import backend_machine
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+
+    from acache.backends import Backend
+
+
+class Suite(BackendConformance):
+    """Not collected: its checks are called one by one."""
+
+    clock = FakeClock()
+
+    async def pass_time(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+
+
+class Broken(MemoryBackend):
+    """Right but for what a subclass does wrong."""
+
+    def __init__(self) -> None:
+        super().__init__(clock=Suite.clock)
+
+
+class DeletesWhatIsNotThere(Broken):
+    async def delete(self, key: str, /) -> bool:
+        await super().delete(key)
+        return True
+
+
+class KeepsTheFirstDeadline(Broken):
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        old = self._items.get(key)
+        await super().set(key, data, ttl=ttl)
+        if old is not None:
+            self._items[key] = (self._items[key][0], old[1])
+
+
+class LivesTooLong(Broken):
+    def _put(self, key: str, data: bytes, ttl: float | None) -> None:
+        super()._put(key, data, None if ttl is None else 100 * ttl)
+
+
+class IgnoresCase(Broken):
+    async def get(self, key: str, /) -> bytes | None:
+        found = await super().get(key)
+        return next((item[0] for name, item in self._items.items() if name.lower() == key.lower()), found)
+
+
+class AddsTwice(Broken):
+    async def add(self, key: str, data: bytes, /, *, ttl: float | None) -> bool:
+        if await self.get(key) is not None:
+            return False
+        await asyncio.sleep(0)
+        await self.set(key, data, ttl=ttl)
+        return True
+
+
+class LosesIncrements(Broken):
+    async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
+        before = int(await self.get(key) or b"0")
+        await asyncio.sleep(0)
+        await self.set(key, b"%d" % (before + delta), ttl=ttl)
+        return before + delta
+
+
+class ComparesLengths(Broken):
+    async def set_if(self, key: str, data: bytes, version: Any, /, *, ttl: float | None) -> bool:
+        now = await self.get(key)
+        if now is not None and len(now) != len(version or b""):
+            return False
+        await self.set(key, data, ttl=ttl)
+        return True
+
+
+class SwapsItsOwn(Broken):
+    async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
+        before = await super().swap(key, data, ttl=ttl)
+        return before and data[:HEAD_BYTES]
+
+
+class ClearsByGlob(Broken):
+    async def clear(self, prefix: str, /) -> None:
+        await super().clear(prefix.partition("*")[0])
+
+
+class ScansWhatHasExpired(Broken):
+    async def scan(self, prefix: str, /) -> AsyncIterator[str]:
+        for key in [key for key in self._items if key.startswith(prefix)]:
+            yield key
+
+
+class StopsAtTheFirstFailure(Broken):
+    value_limit: ClassVar[int] = 1000  # type: ignore[assignment,misc]  # MemoryBackend has none
+
+    async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
+        for key, data in items.items():
+            await self.set(key, data, ttl=ttl)
+
+
+class CountsDuplicates(Broken):
+    async def delete_many(self, keys: Sequence[str], /) -> int:
+        there = await self.get_many(keys)
+        await super().delete_many(keys)
+        return sum(key in there for key in keys)
+
+
+class StoresWhileItReads(Broken):
+    async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
+        body = b""
+        source = chunks if hasattr(chunks, "__aiter__") else _each(chunks)  # type: ignore[arg-type]  # as just asked
+        async for chunk in source:
+            body += chunk
+            await self.set(key, body, ttl=ttl)
+
+
+class AnswersInTurn(Broken):
+    """One connection, whose cancelled callers leave their answers to the next."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers: list[bytes | None] = []
+
+    async def get(self, key: str, /) -> bytes | None:
+        self.answers.append(await super().get(key))
+        await asyncio.sleep(0)
+        return self.answers.pop(0)
+
+
+class TakesAnyKey(Broken):
+    async def get(self, key: str, /) -> bytes | None:
+        item = self._items.get(key)
+        return item[0] if item is not None and item[1] > self._clock.monotonic() else None
+
+
+async def _each(chunks: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for chunk in chunks:
+        yield chunk
+
+
+BROKEN: dict[type[Broken], str] = {
+    DeletesWhatIsNotThere: "test_deleting_what_is_missing_is_false",
+    KeepsTheFirstDeadline: "test_writing_replaces_the_deadline",
+    LivesTooLong: "test_a_ttl_ends_the_entry_and_not_before",
+    IgnoresCase: "test_different_keys_are_different",
+    AddsTwice: "test_add_has_one_winner",
+    LosesIncrements: "test_no_increment_is_lost",
+    ComparesLengths: "test_a_write_over_a_value_refuses_who_saw_that",
+    SwapsItsOwn: "test_swap_returns_what_it_replaced",
+    ClearsByGlob: "test_clear_takes_its_prefix_and_nothing_else",
+    ScansWhatHasExpired: "test_scan_finds_every_key_under_its_prefix",
+    StopsAtTheFirstFailure: "test_a_value_too_large_in_a_batch_is_named",
+    CountsDuplicates: "test_a_key_asked_for_twice_is_one",
+    StoresWhileItReads: "test_an_error_of_the_source_leaves_what_was_there",
+    AnswersInTurn: "test_a_cancelled_read_leaves_the_next_answers_right",
+    TakesAnyKey: "test_what_is_no_key_is_refused",
+}
+BY_MACHINE = [
+    cls for cls in BROKEN if cls not in (StopsAtTheFirstFailure, StoresWhileItReads, TakesAnyKey, AnswersInTurn)
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda cls: cls.__name__)
+def test_the_suite_finds_what_is_broken(broken: type[Broken]):
+    """The check that promises it fails, and passes on what is whole."""
+    check: Callable[[Backend], None] = getattr(Suite(), BROKEN[broken])
+    with pytest.raises(AssertionError):
+        check(broken())
+    if broken is not StopsAtTheFirstFailure:  # what is whole has no limit
+        check(Broken())
+
+
+@pytest.mark.parametrize("broken", BY_MACHINE, ids=lambda cls: cls.__name__)
+def test_the_machine_finds_what_is_broken(broken: type[Broken]):
+    """Whatever a sequence of operations can show."""
+    tries = settings(
+        max_examples=300, stateful_step_count=40, deadline=None, derandomize=True, database=None,
+        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
+    with pytest.raises((AssertionError, ExceptionGroup, ValueError)):
+        run_state_machine_as_test(backend_machine(broken, suite=Suite), settings=tries)
+
+
+def test_a_capability_that_is_lost_or_gained_is_noticed():
+    """What the subclass declares must be there, no more and no less."""
+
+    class Declared(Suite):
+        capabilities = (Batch,)
+
+    with pytest.raises(AssertionError):
+        Declared().test_it_has_the_capabilities_that_are_declared(Broken())
+
+
+def test_a_capability_that_is_not_there_is_skipped():
+    """By the word that every test framework knows."""
+
+    class Plain:
+        get, set, delete, aclose = Broken.get, Broken.set, Broken.delete, Broken.aclose
+
+    with pytest.raises(unittest.SkipTest, match="Plain has no Batch"):
+        Suite().test_get_many_returns_what_is_there(Plain())
+
+
+def test_there_are_about_a_hundred_promises_and_each_has_a_sentence():
+    """Every check says what it promises, and which need it belongs to."""
+    checks = [getattr(BackendConformance, name) for name in dir(BackendConformance) if name.startswith("test_")]
+    assert len(checks) >= 100
+    assert [check.__name__ for check in checks if not (check.__doc__ or "").strip()] == []
+    assert [check.__name__ for check in checks if not getattr(check, "need", "")] == []
+
+
+def test_the_machine_without_hypothesis_names_its_remedy():
+    """The suite imports without it; the machine says what to install."""
+    blocked = "import sys; sys.modules['hypothesis'] = None; import acache.testing; import acache.testing.machine"
+    result = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
+    assert "ImportError: backend_machine needs hypothesis: pip install 'acache[testing]'" in result.stderr
