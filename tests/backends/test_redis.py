@@ -221,6 +221,23 @@ class TestCluster(BackendConformance):
         return RedisBackend.from_url(f"{url}?protocol={request.param}", **PATIENT)
 
 
+class TestPool(BackendConformance):
+    """Each command on a connection of its own."""
+
+    @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
+    def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
+        return RedisBackend.from_url(f"{redis_url}?protocol={request.param}&multiplex=false", **PATIENT)
+
+
+class TestClusterPool(BackendConformance):
+    """The same with a cluster."""
+
+    @pytest.fixture
+    def backend(self, redis_cluster_url: str) -> Backend:
+        url = redis_cluster_url.replace("redis://", "redis+cluster://")
+        return RedisBackend.from_url(url, multiplex=False, **PATIENT)
+
+
 class TestInjectedClient(BackendConformance):
     """Somebody else's client of one server."""
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from acache import BackendTimeout, BackendUnavailable
 from acache.backends.redis import resp
 from acache.backends.redis.lines import Line, Lines
-from acache.backends.redis.resp import INCOMPLETE, Push, PurePush, PureReader, make_reader, pack, pure_pack
+from acache.backends.redis.resp import INCOMPLETE, PurePush, PureReader, Push, make_reader, pack, pure_pack
 
 pytest.importorskip("hiredis")
 
@@ -69,8 +69,8 @@ async def server() -> AsyncIterator[Server]:
     server.cut()
 
 
-async def opened(port: int, on_long: Any = None, *, timeout: float = 5, on_push: Any = None) -> Line:
-    line = Line(make_reader(ValueError), timeout=timeout, place="here", on_push=on_push, on_long=on_long)
+async def opened(port: int, on_long: Any = None, *, patience: float = 5, on_push: Any = None) -> Line:
+    line = Line(make_reader(ValueError), timeout=patience, place="here", on_push=on_push, on_long=on_long)
     await asyncio.get_running_loop().create_connection(lambda: line, "127.0.0.1", port)
     return line
 
@@ -269,7 +269,7 @@ async def test_a_write_that_never_left_is_sent_over_another_connection(server: S
 
 async def test_silence_ends_the_connection_and_everybody_behind_it_knows(server: Server):
     server.answer = silence
-    lines = Lines(lambda on_long: opened(server.port, on_long, timeout=0.1))
+    lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.1))
     started = asyncio.get_running_loop().time()
     results = await asyncio.gather(*[lines.call(get("k"), again=True) for _ in range(100)], return_exceptions=True)
     assert all(isinstance(result, BackendTimeout) for result in results)
@@ -281,7 +281,7 @@ async def test_silence_ends_the_connection_and_everybody_behind_it_knows(server:
 
 async def test_an_idle_connection_is_not_late(server: Server):
     """Time without a question is no time without an answer."""
-    lines = Lines(lambda on_long: opened(server.port, on_long, timeout=0.05))
+    lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.05))
     assert await lines.call(get("a")) == b"a"
     await asyncio.sleep(0.2)
     assert await lines.call(get("b")) == b"b"
@@ -300,7 +300,7 @@ async def test_a_slow_long_reply_is_not_late(server: Server):
         writer.write(b"\r\n")
 
     server.answer = answer
-    lines = Lines(lambda on_long: opened(server.port, on_long, timeout=0.3))
+    lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.3))
     assert await lines.call(get("k")) == b"x" * 10
     await lines.aclose()
 
@@ -313,7 +313,7 @@ async def test_a_lying_server_gives_nobody_anothers_reply(server: Server, lie: b
         writer.write(lie)
 
     server.answer = answer
-    lines = Lines(lambda on_long: opened(server.port, on_long, timeout=0.2))
+    lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.2))
     with contextlib.suppress(BackendUnavailable, BackendTimeout):
         assert await lines.call(get("k")) == b"one"
     server.answer = echo
@@ -340,7 +340,7 @@ async def test_a_refused_connection_is_tried_again_after_a_moment_not_by_everybo
             await lines.call(get("k"))
         await asyncio.sleep(0.005)
     results = await asyncio.gather(*[lines.call(get("k")) for _ in range(100)], return_exceptions=True)
-    assert all("trying again in a moment" in str(result) for result in results)
+    assert all(isinstance(result, BackendUnavailable) for result in results)
     assert attempts == 6
 
 

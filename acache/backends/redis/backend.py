@@ -15,12 +15,20 @@ from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from typing import Any, Final, Self, cast
 
-from ...errors import AcacheError, BackendError, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
+from ...errors import (
+    AcacheError,
+    BackendError,
+    BackendUnavailable,
+    ConfigurationError,
+    DecodeError,
+    KeyMissing,
+    ValueTooLarge,
+)
 from ..base import KeyLimits, Version, batch_error, check_key, check_value
 from . import stream
 from .address import parse
 from .body import is_unfinished
-from .client import Client, OneServer, carry, connect
+from .client import Client, carry, connect, is_movable
 from .scripts import INCREMENT, SET_IF, SWAP, run
 from .transport import Argument, Command, Transport, WrongType
 
@@ -48,12 +56,12 @@ class RedisBackend:
 
     def __init__(self, client: Client, *, multiplex: bool = True) -> None:
         build = partial(carry, client, multiplex=multiplex)
-        # The connections of a pool, and what a cluster's client knows of it, belong to one event loop.
-        self._begin(build(), build if multiplex and isinstance(client, OneServer) else None)
+        self._begin(build, movable=is_movable(client, multiplex=multiplex))
 
-    def _begin(self, transport: Transport, build: Callable[[], Transport] | None) -> None:
-        self._current: Transport | None = transport
+    def _begin(self, build: Callable[[], Transport], *, movable: bool) -> None:
+        self._current: Transport | None = build()
         self._build = build
+        self._movable = movable
         self._loop: asyncio.AbstractEventLoop | None = None
 
     @classmethod
@@ -95,14 +103,13 @@ class RedisBackend:
                     timeout=timeout,
                 )
 
-            transport = build()
+            backend = cls.__new__(cls)
+            backend._begin(build, movable=True)  # noqa: SLF001 - its own class
         except (ValueError, TypeError, AttributeError) as error:
             unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
             reason = f"unknown option {unknown[1]!r}" if unknown else error
             msg = f"cannot open {scheme}://...: {reason}"  # not the URL itself: it may hold a password
             raise ConfigurationError(msg) from None
-        backend = cls.__new__(cls)
-        backend._begin(transport, build)  # noqa: SLF001 - its own class
         return backend
 
     def __repr__(self) -> str:
@@ -128,9 +135,7 @@ class RedisBackend:
 
     async def aclose(self) -> None:
         """Close the connections, if they were opened here."""
-        transport = self._current
-        if self._build is not None:
-            self._current = None
+        transport, self._current = self._current, None
         if transport is not None and self._loop is asyncio.get_running_loop():
             await transport.aclose()
 
@@ -177,13 +182,18 @@ class RedisBackend:
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; pipelined SETs, a thousand in one write."""
         expiry = _px(ttl)
-        commands: list[Command] = [
-            ("SET", check_key(key, self.key_limits), self._checked(data), *expiry) for key, data in items.items()
-        ]
-        replies = await self._transport().execute_many(commands)
-        failed = {
-            key: _failure(reply) for key, reply in zip(items, replies, strict=True) if isinstance(reply, AcacheError)
-        }
+        commands: dict[str, Command] = {}
+        failed: dict[str, BackendError] = {}
+        names = {key: check_key(key, self.key_limits) for key in items}
+        for key, data in items.items():
+            try:
+                commands[key] = ("SET", names[key], self._checked(data), *expiry)
+            except ValueTooLarge as error:
+                failed[key] = error
+        replies = await self._transport().execute_many(list(commands.values()))
+        for key, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, AcacheError):
+                failed[key] = _failure(reply)
         if failed:
             raise batch_error(failed)
 
@@ -289,17 +299,17 @@ class RedisBackend:
         loop = asyncio.get_running_loop()
         if self._loop is loop and self._current is not None:
             return self._current
-        if self._build is None:
-            if self._loop is not None:
+        if self._loop is not None and self._loop is not loop:
+            if not self._movable:
                 msg = (
                     "this RedisBackend's client was used in another event loop before, and its connections cannot move:"
                     " inject a new client, or let RedisBackend.from_url() build one for each loop"
                 )
                 raise BackendUnavailable(msg)
-        elif self._loop is not None or self._current is None:
+            self._current = None
+        if self._current is None:
             self._current = self._build()
         self._loop = loop
-        assert self._current is not None  # noqa: S101 - for the type checker
         return self._current
 
     async def _do(self, *command: Argument) -> Any:

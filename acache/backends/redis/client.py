@@ -38,10 +38,9 @@ except ImportError as error:  # pragma: no cover - shown by a test that runs wit
     msg = "RedisBackend needs the redis package: pip install 'acache[redis]'"
     raise ImportError(msg) from error
 
-__all__ = ["Client", "OneServer", "carry", "connect"]
+__all__ = ["Client", "carry", "connect", "is_movable"]
 
 Client: TypeAlias = "aioredis.Redis | aioredis.RedisCluster"
-OneServer = aioredis.Redis
 
 T = TypeVar("T")
 
@@ -75,6 +74,11 @@ def connect(
     if options.get("decode_responses"):
         msg = "acache needs bytes: leave decode_responses out"
         raise ValueError(msg)
+    if (word := options.pop("multiplex", None)) is not None:
+        if word not in ("true", "false"):
+            msg = f"multiplex={word}: write true or false"
+            raise ValueError(msg)
+        multiplex = word == "true"
     # A command that was sent may have been carried out: sending it again could count twice.
     options["retry"] = Retry(NoBackoff(), 0)
     try:
@@ -101,6 +105,16 @@ def carry(client: Client, *, multiplex: bool) -> Transport:
     if isinstance(client, aioredis.RedisCluster):
         return SharedClusterTransport(client) if multiplex else ClusterTransport(client)
     return SharedTransport(client) if multiplex else PoolTransport(client)
+
+
+def is_movable(client: Client, *, multiplex: bool) -> bool:
+    """Tell whether a transport over this client can be built again for another event loop.
+
+    Connections of its pool, and those by which it asks Sentinels and nodes, belong to the loop of their first use.
+    """
+    if not multiplex or not isinstance(client, aioredis.Redis):
+        return False
+    return not isinstance(client.connection_pool, SentinelConnectionPool)
 
 
 class PoolTransport:
@@ -224,6 +238,7 @@ class ClusterTransport:
         """Nodes that failed since the map was read: maybe others have taken over from them."""
         self._free: Final[dict[str, asyncio.Semaphore]] = {}
         """By node, the connections that may still be used; where the client has none left, it raises."""
+        self._closed = False
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
@@ -309,6 +324,7 @@ class ClusterTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+        self._closed = True
         if self._owned:
             await self._client.aclose()
 
@@ -369,6 +385,9 @@ class ClusterTransport:
         return free
 
     async def _owner(self, key: Any) -> ClusterNode:
+        if self._closed:  # or the client would open connections again that nobody closes
+            msg = "the connections were closed while this command was on its way"
+            raise BackendUnavailable(msg)
         await self._client.initialize()
         node = self._client.get_node_from_key(key)
         if node is not None and node.name in self._suspects:
@@ -407,9 +426,9 @@ class SharedClusterTransport(ClusterTransport):
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+        self._closed = True
         for lines in self._lines.values():
             await lines.aclose()
-        self._lines.clear()
         await super().aclose()
 
     async def _say(self, node: ClusterNode, command: Command) -> Any:
@@ -421,6 +440,9 @@ class SharedClusterTransport(ClusterTransport):
     def _lines_to(self, node: ClusterNode) -> Lines:
         lines = self._lines.get(node.name)
         if lines is None:
+            if self._closed:
+                msg = "the connections were closed while this command was on its way"
+                raise BackendUnavailable(msg)
             make = partial(node.connection_class, **node.connection_kwargs)
             lines = self._lines[node.name] = Lines(partial(_open_line, make, node.name))
         return lines

@@ -80,6 +80,8 @@ class Line(asyncio.Protocol):
         self._under_way = 0
         """Bytes received of a reply that is not all there."""
         self._why: BaseException | None = None
+        self.gone: Final[asyncio.Future[None]] = self._loop.create_future()
+        """Done when the socket is closed."""
         self.busy = False
         """Whether a long reply is under way."""
         self.closed = False
@@ -206,7 +208,9 @@ class Line(asyncio.Protocol):
         if left > 0:
             self._watch = self._loop.call_later(left, self._look)
         else:
-            self._end(BackendTimeout(f"{self._place} did not answer within {self._timeout} s"))
+            late = BackendTimeout(f"{self._place} did not answer within {self._timeout} s")
+            late.__cause__ = TimeoutError()
+            self._end(late)
 
     # Life -----------------------------------------------------------------------------------------------------------
 
@@ -226,6 +230,8 @@ class Line(asyncio.Protocol):
     def connection_lost(self, error: BaseException | None) -> None:
         """Tell those who wait."""
         self._end(error)
+        if not self.gone.done():
+            self.gone.set_result(None)
 
     def close(self) -> None:
         """End the connection now."""
@@ -248,10 +254,12 @@ class Line(asyncio.Protocol):
 
     def _lost(self, *, sent: bool) -> Exception:
         if sent and isinstance(self._why, BackendTimeout):
-            return BackendTimeout(*self._why.args)
+            late = BackendTimeout(*self._why.args)
+            late.__cause__ = self._why.__cause__
+            return late
         lost = Lost(f"the connection to {self._place} was lost{f': {self._why}' if self._why else ''}")
         lost.sent = sent
-        lost.__cause__ = self._why
+        lost.__cause__ = self._why or ConnectionResetError()
         return lost
 
 
@@ -275,6 +283,7 @@ class Lines:
         self._not_before = 0.0
         self._last: BaseException | None = None
         self._tasks: Final[set[asyncio.Task[None]]] = set()
+        self._closed = False
 
     async def call(self, command: bytes, *, again: bool = False) -> Any:
         """Send a command; return its reply, or raise it.
@@ -328,10 +337,12 @@ class Lines:
     async def _open(self) -> None:
         """Open one more line; those who need one at the same time share it."""
         loop = asyncio.get_running_loop()
+        if self._closed:
+            msg = "the connections were closed while this command was on its way"
+            raise BackendUnavailable(msg)
         if self._opening is None:
-            if loop.time() < self._not_before:
-                msg = f"not connected, and trying again in a moment; last: {self._last}"
-                raise BackendUnavailable(msg) from self._last
+            if self._last is not None and loop.time() < self._not_before:
+                raise self._last.with_traceback(None)  # it would be the same again, a moment ago as it was
             self._opening = loop.create_task(self._open_one())
             self._opening.add_done_callback(_look_at)
         opening = self._opening
@@ -355,7 +366,7 @@ class Lines:
             raise
         finally:
             self._opening = None
-        self._failures = 0
+        self._failures, self._last = 0, None
         self._lines.append(line)
         return line
 
@@ -379,15 +390,18 @@ class Lines:
             line.close()
 
     async def aclose(self) -> None:
-        """Close every connection; those who wait get `BackendUnavailable`."""
+        """Close every connection, and open none any more; those who wait get `BackendUnavailable`."""
+        self._closed = True
         tasks = [*self._tasks, *([self._opening] if self._opening is not None else [])]
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for line in self._lines:
+        lines, self._lines = self._lines, []
+        for line in lines:
             line.close()
-        self._lines = []
+        if lines:
+            await asyncio.wait([line.gone for line in lines], timeout=_LONGEST_PAUSE)
 
 
 def _look_at(task: asyncio.Task[Line]) -> None:
