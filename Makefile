@@ -1,7 +1,7 @@
 # Everything a developer does here. Needs make and Python 3.11 or later; each target fetches the rest by itself.
 
 SERVICES ?= redis redis-cluster valkey memcached mongodb dynamodb moto
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n auto
 PORT ?= 8000
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \

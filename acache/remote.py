@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, TypeVar
 
-from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version
+from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version, batch_error
 from .clock import FOREVER, Clock
 from .entry import Envelope, counter, holds_value, left, new_token, pack, tombstone, unpack
 from .errors import (
@@ -38,7 +38,7 @@ FILL_WITHIN: Final = 55.0
 """Seconds from the look at the far tier to the fill; after that a tombstone may have come and gone."""
 TAG_TTL: Final = 30 * 86400.0
 """Seconds a tag's token is kept; losing one invalidates what is under it."""
-_ATTEMPTS: Final = 16
+_ATTEMPTS: Final = 50
 _CONCURRENT: Final = 32
 _FAILURES: Final = 5
 _LONGEST_BACKOFF: Final = 30.0
@@ -198,12 +198,17 @@ class Remote:
             return Seen(None, None, None, error)
 
     async def read_many(self, keys: Sequence[str]) -> dict[str, Seen]:
-        """Read many entries, without versions; keys without one are left out."""
+        """Read many entries, without versions; keys without one are left out.
+
+        Raises:
+            BackendError: its ``found`` has the entries that could be read, its ``failed`` the keys of the others.
+        """
         wires = {self._keys.entry(key): key for key in keys}
-        found = await self._get_many(list(wires))
-        return {
-            wires[wire]: seen for wire, data in found.items() if not (seen := _see(data, None)).empty or seen.garbage
-        }
+        try:
+            return _see_many(await self._get_many(list(wires)), wires)
+        except BackendError as error:
+            error.found = _see_many(error.found, wires)
+            raise _by_key(error, wires)  # noqa: B904 - the same error
 
     async def write(self, key: str, envelope: Envelope) -> None:
         """Store an entry over whatever is there."""
@@ -213,9 +218,12 @@ class Remote:
         """Store entries that have one lifetime."""
         if not envelopes:
             return
-        items = {self._keys.entry(key): pack(envelope) for key, envelope in envelopes.items()}
+        wires = {self._keys.entry(key): key for key in envelopes}
         ttl = _lifetime(next(iter(envelopes.values())).keep_for)
-        await self._set_many(items, ttl)
+        try:
+            await self._set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
+        except BackendError as error:
+            raise _by_key(error, wires)  # noqa: B904 - the same error
 
     async def fill(self, key: str, envelope: Envelope, version: Version) -> bool:
         """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen."""
@@ -235,7 +243,8 @@ class Remote:
                 return False
             await self._call(self._backend.set, wire, data, ttl=ttl)
             return True
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            await _pause(attempt)
             seen = await self.read(key)
             if self._fresh(seen):
                 return False
@@ -252,20 +261,29 @@ class Remote:
         return before is not None and holds_value(before, self._clock.wall())
 
     async def delete_many(self, keys: Sequence[str]) -> int:
-        """Remove many entries; the count is of those that were there when it began."""
-        wires = [self._keys.entry(key) for key in keys]
-        if self._cas is None:
-            if self._batch is not None:
-                return await self._call(self._batch.delete_many, wires)
-            return sum(await self._each(wires, self._backend.delete))
-        found = await self._get_many(wires)
-        await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
-        return sum(self._fresh(_see(data, None)) for data in found.values())
+        """Remove many entries; the count is of those that were seen there when it began."""
+        wires = {self._keys.entry(key): key for key in keys}
+        try:
+            if self._cas is None:
+                if self._batch is not None:
+                    return await self._call_many(self._batch.delete_many, list(wires))
+                return sum((await self._each(list(wires), self._backend.delete)).values())
+            try:
+                found: Mapping[str, bytes] = await self._get_many(list(wires))
+            except BackendError as error:
+                if not error.failed:
+                    raise
+                found = error.found  # what cannot be counted can perhaps be removed
+            await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
+            return sum(self._fresh(_see(data, None)) for data in found.values())
+        except BackendError as error:
+            raise _by_key(error, wires)  # noqa: B904 - the same error
 
     async def touch(self, key: str, ttl: float, stale_for: float) -> bool:
         """Give an entry a new ttl, counted from now."""
         wire = self._keys.entry(key)
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            await _pause(attempt)
             seen = await self.read(key)
             if seen.number is not None:
                 if self._touch is not None:
@@ -300,7 +318,8 @@ class Remote:
                 return await self._call(self._counter.incr, wire, delta, ttl=_lifetime(ttl))
             except DecodeError:
                 pass  # not a counter: an int in an envelope, a tombstone, or something else
-        for _ in range(_ATTEMPTS):
+        for attempt in range(_ATTEMPTS):
+            await _pause(attempt)
             seen = await self.read(key)
             if seen.garbage is not None:
                 msg = f"cannot add {delta} to {key!r}: {seen.garbage}"
@@ -378,32 +397,38 @@ class Remote:
         if not wires:
             return {}
         if self._batch is not None:
-            return await self._call(self._batch.get_many, wires)
+            return await self._call_many(self._batch.get_many, wires)
         found = await self._each(wires, self._backend.get)
-        return {wire: data for wire, data in zip(wires, found, strict=True) if data is not None}
+        return {wire: data for wire, data in found.items() if data is not None}
 
     async def _set_many(self, items: Mapping[str, bytes], ttl: float | None) -> None:
         if not items:
             return
         if self._batch is not None:
-            await self._call(self._batch.set_many, items, ttl=ttl)
+            await self._call_many(self._batch.set_many, items, ttl=ttl)
             return
         await self._each(list(items), lambda wire: self._backend.set(wire, items[wire], ttl=ttl))
 
-    async def _each(self, wires: Sequence[str], operate: Callable[[str], Awaitable[T]]) -> list[T]:
-        results: list[T] = []
+    async def _each(self, wires: Sequence[str], operate: Callable[[str], Awaitable[T]]) -> dict[str, T]:
+        done: dict[str, T] = {}
+        failed: dict[str, BackendError] = {}
+
+        async def one(wire: str) -> None:
+            try:
+                done[wire] = await self._call(operate, wire)
+            except BackendError as error:
+                failed[wire] = error
+
         for start in range(0, len(wires), _CONCURRENT):
-            chunk = wires[start : start + _CONCURRENT]
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._one(operate, wire)) for wire in chunk]
+                    for wire in wires[start : start + _CONCURRENT]:
+                        group.create_task(one(wire))
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None  # as one operation would have
-            results += [task.result() for task in tasks]
-        return results
-
-    async def _one(self, operate: Callable[[str], Awaitable[T]], wire: str) -> T:
-        return await self._call(operate, wire)
+        if failed:
+            raise batch_error(failed, found={wire: data for wire, data in done.items() if data is not None})
+        return done
 
     # Deadline and breaker -------------------------------------------------------------------------------------------
 
@@ -411,7 +436,11 @@ class Remote:
         self._breaker.check()
         return await self._guard(operate(*args, **options), self._deadline)
 
-    async def _guard(self, operation: Awaitable[T], deadline: float | None) -> T:
+    async def _call_many(self, operate: Callable[..., Awaitable[T]], keys: Collection[str], **options: Any) -> T:
+        self._breaker.check()
+        return await self._guard(operate(keys, **options), self._deadline, len(keys))
+
+    async def _guard(self, operation: Awaitable[T], deadline: float | None, keys: int = 1) -> T:
         task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
         scope = asyncio.timeout(deadline)
@@ -419,19 +448,19 @@ class Remote:
         try:
             async with scope:
                 result = await operation
-        except TimeoutError as error:
-            if not isinstance(error, BackendError):
-                late = BackendTimeout(f"the far tier did not answer within {deadline} s")
-                self._breaker.failed(late)
-                raise late from error
-            self._breaker.failed(error)
-            raise
         except (ValueTooLarge, Unsupported, DecodeError):
             self._breaker.succeeded()
             raise
         except BackendError as error:
-            self._breaker.failed(error)
+            if 0 < len(error.failed) < keys:  # one server of several, say, while the others answer
+                self._breaker.abandoned()
+            else:
+                self._breaker.failed(error)
             raise
+        except TimeoutError as error:
+            late = BackendTimeout(f"the far tier did not answer within {deadline} s")
+            self._breaker.failed(late)
+            raise late from error
         except BaseException:
             self._breaker.abandoned()
             raise
@@ -456,8 +485,24 @@ class Remote:
         )
 
 
+async def _pause(attempt: int) -> None:
+    """Wait before another attempt, for a random time: of those who change one key in step, one would always lose."""
+    if attempt:
+        await asyncio.sleep(random.uniform(0, min(0.001 * 2**attempt, 0.1)))  # noqa: S311 - jitter
+
+
 def _lifetime(seconds: float) -> float | None:
     return None if seconds == FOREVER else seconds
+
+
+def _by_key(error: BackendError, wires: Mapping[str, str]) -> BackendError:
+    """Put the users' keys in place of the engine's."""
+    error.failed = {wires[wire]: why for wire, why in error.failed.items()}
+    return error
+
+
+def _see_many(found: Mapping[str, bytes], wires: Mapping[str, str]) -> dict[str, Seen]:
+    return {wires[wire]: seen for wire, data in found.items() if not (seen := _see(data, None)).empty or seen.garbage}
 
 
 def _see(data: bytes | None, version: Version) -> Seen:

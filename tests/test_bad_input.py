@@ -60,8 +60,17 @@ async def assert_empty(cache: Cache) -> None:
 
 # ttl -----------------------------------------------------------------------------------------------------------------
 
+
+class Nothing:
+    """Something else than what is asked for; its text is the same in every process that collects the tests."""
+
+    def __repr__(self) -> str:
+        return "<nothing>"
+
+
+NOTHING = Nothing()
 BAD_TTLS: list[Any] = [
-    0, 0.0, -0.0, -1, -0.001, math.nan, math.inf, -math.inf, "60", b"60", "", True, False, 1j, [60], (60,), {}, object(),
+    0, 0.0, -0.0, -1, -0.001, math.nan, math.inf, -math.inf, "60", b"60", "", True, False, 1j, [60], (60,), {}, NOTHING,
     timedelta(0), timedelta(seconds=-1), 10**400, Decimal(60),
 ]  # fmt: skip
 TTL_CALLS: dict[str, Call] = {
@@ -141,7 +150,7 @@ async def test_a_bad_ttl_leaves_the_old_value(cache: Cache):
 
 # Keys ----------------------------------------------------------------------------------------------------------------
 
-BAD_KEYS: list[Any] = ["", None, 5, 1.5, True, b"key", ("key",), ["key"], {}, object(), "\ud800", "a\udfffb"]
+BAD_KEYS: list[Any] = ["", None, 5, 1.5, True, b"key", ("key",), ["key"], {}, NOTHING, "\ud800", "a\udfffb"]
 KEY_CALLS: dict[str, Call] = {
     "get": lambda cache, key: cache.get(key),
     "get_entry": lambda cache, key: cache.get_entry(key),

@@ -27,11 +27,15 @@ FLOORS = {
     "loading": 3,
     "coherence": 3,
     "remote": 3,
+    "inputs": 3,
+    "notes": 3,
     "memoize": 4,
-    "cache": 5,
-    "http": 6,
-    "integrations": 6,
-    "testing": 6,
+    "tiers": 4,
+    "staircase": 5,
+    "cache": 6,
+    "http": 7,
+    "integrations": 7,
+    "testing": 7,
 }
 FOUNDATION = "errors"
 """The one room that its own floor may use: everybody raises what it defines."""

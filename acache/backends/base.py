@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from ..errors import BackendError, InvalidKey, ValueTooLarge, short
 
@@ -275,7 +275,7 @@ def check_value(data: bytes, limit: int, engine: str) -> bytes:
     return data
 
 
-def batch_error(failed: Mapping[str, BackendError], *, found: Mapping[str, bytes] | None = None) -> BackendError:
+def batch_error(failed: Mapping[str, BackendError], *, found: Mapping[str, Any] | None = None) -> BackendError:
     """Return what an operation on many keys raises when some of them ``failed``.
 
     It is of the first error's kind, has its cause, and carries ``failed`` and ``found``.

@@ -5,11 +5,18 @@ One document for each entry::
     {_id: the key, token: 8 random bytes of this write, expires: a date, absent for ever,
      data: the bytes, head: the first 40 of them}
 
-A counter has, in place of ``data`` and ``head``, the 64-bit integer ``n``; so has whatever else is plain digits.
+A counter has, in place of ``data`` and ``head``, the 64-bit integer ``n``; so has whatever else is plain digits.  A
+body of more than one chunk has a manifest, with ``chunks`` (their number) and ``length`` (the bytes) in place of
+``data``; `acache.backends._mongodb` has the rest.
 
 Every instant is the server's: writes store ``$$NOW`` plus the ttl, and reads compare with ``$$NOW``, so machines with
 different clocks agree.  Every write of one entry is one ``update`` or ``findAndModify`` of one ``_id``, which MongoDB
 carries out atomically.  Keys stand in filters as ``_id`` only, bytes under ``$literal``: neither is ever an operator.
+
+Whoever replaces or removes a manifest removes its chunks, and must not need a second command where there is none.  So
+what writes leaves a manifest as it is, which shows in the answer, and comes again for it, seen through to the end even
+if the caller is cancelled: nobody else would know of the chunks.  `set_if` finds them in the version; what `add` and
+`incr` replace has expired, and its chunks with it.
 
 Commands sent: find, update, findAndModify, delete, createIndexes.
 """
@@ -18,9 +25,12 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 import warnings
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, Protocol, Self, TypeVar, cast
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 from ..entry import HEAD_BYTES, counter, new_token
@@ -34,7 +44,8 @@ from ..errors import (
     KeyMissing,
     ValueTooLarge,
 )
-from .base import KeyLimits, Version
+from ._mongodb import CHUNK_BYTES, Chunks, finished, pieces
+from .base import KeyLimits, Version, batch_error, check_key, check_value
 
 try:
     from bson import CodecOptions, Int64, MaxKey
@@ -55,12 +66,21 @@ _LONGEST_MS: Final = 10**14
 _CHUNK: Final = 1000
 _REFUSED: Final = frozenset((13, 18, 8000, 10107, 14031))
 """Unauthorized, AuthenticationFailed, Atlas's word for both, NotWritablePrimary, OutOfDiskSpace."""
-_TOO_LARGE: Final = frozenset((10334, 17280, 17419, 17420))
+_TOO_LARGE: Final = frozenset((10334, 16493, 17280, 17419, 17420))
 
 # An upsert starts from a document with nothing but its _id; that one is not live, for it has no token.
 _LIVE: Final[Json] = {"$and": ["$token", {"$gt": [{"$ifNull": ["$expires", MaxKey()]}, "$$NOW"]}]}
 _IF_LIVE: Final[Json] = {"$expr": _LIVE}
-_BYTES: Final[Json] = {"_id": 0, "data": 1, "n": 1}
+_BYTES: Final[Json] = {"_id": 0, "data": 1, "n": 1, "chunks": 1, "length": 1, "token": 1}
+_STREAMED: Final[Json] = {"$gt": ["$chunks", 0]}
+_PARTS: Final[Json] = {"_id": 0, "chunks": 1, "token": 1}
+
+
+class _Streamed(NamedTuple):
+    """The version of an entry in chunks."""
+
+    token: bytes
+    chunks: int
 
 
 class _Client(Protocol):
@@ -83,6 +103,7 @@ class MongoDBBackend:
     """
 
     key_limits: Final = KeyLimits(max_bytes=1024, printable=False)
+    value_limit: Final = _LARGEST
     ttl_granularity: Final = 0.001
 
     def __init__(self, client: _Client, *, database: str, collection: str = "acache") -> None:
@@ -156,17 +177,23 @@ class MongoDBBackend:
 
     async def get(self, key: str, /) -> bytes | None:
         """See `Backend.get`."""
-        return _bytes(await self._find_one(key, _BYTES))
+        data, _ = await self._whole(key, await self._find_one(key, _BYTES))
+        return data
 
     async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
         """See `Backend.set`."""
-        update = [{"$replaceWith": _document(data, new_token(), ttl)}]
-        await self._write("update_one", {"_id": key}, update, upsert=True)
+        self._check(key)
+        await self._put(key, _document(data, new_token(), ttl))
 
     async def delete(self, key: str, /) -> bool:
         """See `Backend.delete`."""
-        result = await self._do("delete_one", {"_id": key, **_IF_LIVE})
-        return bool(result.deleted_count)
+        self._check(key)
+        wanted = {"_id": key, **_IF_LIVE}
+        if (await self._do("delete_one", {**wanted, "chunks": {"$exists": False}})).deleted_count:
+            return True
+        if await self._do("find_one", wanted, {"_id": 1}) is None:
+            return False
+        return await finished(self._remove_one(key, _IF_LIVE))
 
     async def aclose(self) -> None:
         """Close the client, if it was built here."""
@@ -181,26 +208,88 @@ class MongoDBBackend:
     async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
         """See `Batch.get_many`; one find of a thousand at a time."""
         found: dict[str, bytes] = {}
-        for chunk in _chunks(keys):
-            documents = await self._find({"_id": {"$in": chunk}, **_IF_LIVE}, {"data": 1, "n": 1})
-            found |= {document["_id"]: cast("bytes", _bytes(document)) for document in documents}
+
+        async def get(chunk: Sequence[str]) -> dict[str, BackendError]:
+            failed: dict[str, BackendError] = {}
+            for document in await self._find({"_id": {"$in": chunk}, **_IF_LIVE}, {**_BYTES, "_id": 1}):
+                key = document["_id"]
+                try:
+                    data, _ = await self._whole(key, document)
+                except BackendError as error:
+                    failed[key] = error
+                else:
+                    if data is not None:
+                        found[key] = data
+            return failed
+
+        await self._each_chunk(keys, get, found)
         return found
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; one unordered bulk of a thousand upserts at a time."""
         for data in items.values():
-            _checked(data)
-        for chunk in _chunks(list(items)):
-            token = new_token()
-            updates = [
-                UpdateOne({"_id": key}, [{"$replaceWith": _document(items[key], token, ttl)}], upsert=True)
-                for key in chunk
-            ]
-            await self._write("bulk_write", updates, ordered=False)
+            check_value(data, _LARGEST, "MongoDB")
+
+        async def put(chunk: Sequence[str]) -> dict[str, BackendError]:
+            token, failed = new_token(), {}
+            documents = {key: _document(items[key], token, ttl) for key in chunk}
+            updates = [UpdateOne({"_id": key}, _update(new), upsert=True) for key, new in documents.items()]
+            try:
+                done = await self._write("bulk_write", updates, ordered=False)
+                kept = done.matched_count - done.modified_count
+            except BackendError as error:
+                failed = _failed_keys(error, chunk)
+                if not failed:
+                    raise
+                kept = 1  # perhaps: what the server counted is not worth the difference
+            if kept:
+                for manifest in await self._find({"_id": {"$in": chunk}, "chunks": {"$gt": 0}}, {"_id": 1}):
+                    key = manifest["_id"]
+                    if key not in failed:
+                        await finished(self._replace(key, documents[key], _PARTS))
+            return failed
+
+        await self._each_chunk(list(items), put)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
-        """See `Batch.delete_many`; one delete of a thousand at a time."""
-        return sum([await self._delete({"_id": {"$in": chunk}, **_IF_LIVE}) for chunk in _chunks(keys)])
+        """See `Batch.delete_many`; one find and one delete of a thousand at a time."""
+        removed = 0
+
+        async def remove(chunk: Sequence[str]) -> dict[str, BackendError]:
+            nonlocal removed
+            removed += await self._remove(chunk, _IF_LIVE)
+            return {}
+
+        await self._each_chunk(keys, remove)
+        return removed
+
+    async def _each_chunk(
+        self,
+        keys: Sequence[str],
+        work: Callable[[Sequence[str]], Awaitable[dict[str, BackendError]]],
+        found: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Do ``work``, which returns the keys that failed, for a thousand keys at a time.
+
+        A chunk that fails does not keep the next from being tried, unless it took all of the deadline: a server that is
+        gone costs one deadline, not one for each chunk.
+        """
+        for key in keys:
+            self._check(key)
+        failed: dict[str, BackendError] = {}
+        late: BackendError | None = None
+        for chunk in _chunks(keys):
+            if late is not None:
+                failed |= dict.fromkeys(chunk, late)
+                continue
+            try:
+                failed |= await work(chunk)
+            except BackendError as error:
+                failed |= dict.fromkeys(chunk, error)
+                cause = error.__cause__
+                late = error if isinstance(cause, errors.PyMongoError) and cause.timeout else None
+        if failed:
+            raise batch_error(failed, found=found)
 
     # Add, Counter, Touch --------------------------------------------------------------------------------------------
 
@@ -210,6 +299,7 @@ class MongoDBBackend:
 
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`."""
+        self._check(key)
         if not -(2**63) <= delta < 2**63:
             msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
             raise DecodeError(msg)
@@ -229,10 +319,20 @@ class MongoDBBackend:
         return int(after["n"])
 
     async def touch(self, key: str, /, *, ttl: float | None) -> bool:
-        """See `Touch.touch`."""
-        update = [{"$set": {"expires": _expires(ttl)}}]
-        result = await self._write("update_one", {"_id": key, **_IF_LIVE}, update)
-        return bool(result.matched_count)
+        """See `Touch.touch`; the chunks of a large body follow."""
+        self._check(key)
+        wanted, new = {"_id": key, **_IF_LIVE}, _expires(ttl)
+        update = [{"$set": {"expires": {"$cond": [_STREAMED, "$expires", new]}}}]
+        result = await self._write("update_one", wanted, update)
+        if result.modified_count or not result.matched_count:
+            return bool(result.matched_count)
+        return await finished(self._touch_all(key, [{"$set": {"expires": new}}]))
+
+    async def _touch_all(self, key: str, update: list[Json]) -> bool:
+        touched = await self._do("find_one_and_update", {"_id": key, **_IF_LIVE}, update, _PARTS)
+        if touched is not None and "chunks" in touched:
+            await self._settle(key, self._chunks(touched))
+        return touched is not None
 
     async def ttl(self, key: str, /) -> float | None:
         """See `Touch.ttl`."""
@@ -245,9 +345,9 @@ class MongoDBBackend:
     # Clear, Scan ----------------------------------------------------------------------------------------------------
 
     async def clear(self, prefix: str, /) -> None:
-        """See `Clear.clear`; a find and a delete of a thousand at a time."""
+        """See `Clear.clear`; two finds and a delete of a thousand at a time."""
         async for keys in self._pages(prefix, {}):
-            await self._delete({"_id": {"$in": keys}})
+            await self._remove(keys, {})
 
     async def scan(self, prefix: str, /) -> AsyncIterator[str]:
         """See `Scan.scan`; a find of a thousand at a time."""
@@ -267,22 +367,150 @@ class MongoDBBackend:
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
         """See `Cas.get_versioned`; the version is the token of the write."""
-        found = await self._find_one(key, {**_BYTES, "token": 1})
-        return _bytes(found), None if found is None else found["token"]
+        data, found = await self._whole(key, await self._find_one(key, _BYTES))
+        if found is None:
+            return None, None
+        return data, _Streamed(found["token"], found["chunks"]) if "chunks" in found else found["token"]
 
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
         """See `Cas.set_if`."""
-        return await self._store_unless({"$and": [_LIVE, {"$ne": ["$token", {"$literal": version}]}]}, key, data, ttl)
+        if isinstance(version, _Streamed):
+            return await finished(self._set_over(key, data, version, ttl))
+        return await self._store_unless(_differs(version), key, data, ttl)
+
+    async def _set_over(self, key: str, data: bytes, version: _Streamed, ttl: float | None) -> bool:
+        stored = await self._store_unless(_differs(version.token), key, data, ttl)
+        if stored:
+            await self._forget(version._asdict())
+        return stored
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """See `Cas.swap`."""
-        new, seen = _document(data, new_token(), ttl), {"_id": 0, "head": 1, "n": 1, "live": _LIVE}
-        before = await self._modify(key, new, seen, ReturnDocument.BEFORE)
+        self._check(key)
+        new, seen = _document(data, new_token(), ttl), {**_PARTS, "head": 1, "n": 1, "live": _LIVE}
+        before = await self._modify(key, _unless_streamed(new), seen, ReturnDocument.BEFORE)
+        if before is not None and "chunks" in before:
+            before = await finished(self._replace(key, new, seen))
         return _bytes(before, "head") if before is not None and before["live"] else None
+
+    # Stream ---------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(self, key: str, /) -> AsyncIterator[AsyncIterator[bytes] | None]:
+        """See `Stream.open`; a find for each chunk of 1 MiB."""
+        found = await self._find_one(key, _BYTES)
+        if found is None:
+            yield None
+            return
+        if "chunks" not in found:
+            first, parts = _bytes(found), None
+        else:
+            parts = self._chunks(found)
+            first = await parts.read(0)
+        if first is None:
+            yield None  # it has just gone, or its writer died before it was whole
+            return
+        reader = _rest(key, first, parts)
+        try:
+            yield reader
+        finally:
+            await reader.aclose()
+
+    async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
+        """See `Stream.store`; an update for each chunk of 1 MiB, in memory are two.
+
+        A cancelled call waits for the answer to the command that is under way: what comes after it has to find what it
+        wrote.  If that is the one that makes the entry seen, the entry is seen.
+        """
+        self._check(key)
+        token = new_token()
+        parts = Chunks(self._write, token)
+        length, head, waiting = 0, b"", b""
+        body = pieces(chunks, CHUNK_BYTES)
+        try:
+            async for piece in body:
+                if waiting:
+                    await finished(parts.append(waiting))
+                head = head or piece[:HEAD_BYTES]
+                length += len(piece)
+                waiting = piece
+            if not parts.count:
+                await self.set(key, waiting, ttl=ttl)
+                return
+            await finished(parts.append(waiting))
+            await finished(parts.renew())
+        except BaseException:
+            await finished(self._discard(parts))
+            raise
+        finally:
+            await body.aclose()
+        manifest = {**_written(token, ttl), "head": {"$literal": head}, "chunks": parts.count, "length": length}
+        await finished(self._commit(key, parts, manifest))
+
+    async def _commit(self, key: str, parts: Chunks, manifest: Json) -> None:
+        try:
+            await self._put(key, manifest)
+            await self._settle(key, parts)
+        except BackendError:
+            with suppress(BackendError):  # it may have been written all the same
+                await self._do("delete_one", {"_id": key, "token": parts.token})
+                await self._discard(parts)
+            raise
+
+    async def _discard(self, parts: Chunks) -> None:
+        """Remove what nobody has seen; what a server that is gone keeps ends with its lease."""
+        with suppress(BackendError):
+            await parts.remove()
+
+    async def _settle(self, key: str, parts: Chunks) -> None:
+        """Give the chunks the deadline of their manifest, until it is still the same afterwards.
+
+        Of two that do this at once, each for a touch of its own, the later one to finish has seen the last deadline.
+        """
+        settled: object = parts  # no deadline
+        while (manifest := await self._do("find_one", {"_id": key, "token": parts.token}, {"expires": 1})) is not None:
+            expires = manifest.get("expires")
+            if expires == settled:
+                return
+            await parts.end(expires)
+            settled = expires
+
+    async def _whole(self, key: str, found: Json | None) -> tuple[bytes | None, Json | None]:
+        """Return the bytes of an entry with its document; of one that is replaced while it is put together, the new."""
+        while found is not None and "chunks" in found:
+            data = await self._assembled(found)
+            if data is not None:
+                return data, found
+            gone = found["token"]
+            found = await self._find_one(key, _BYTES)
+            if found is not None and found["token"] == gone:
+                return None, found  # its writer died before it was whole
+        return _bytes(found), found
+
+    async def _assembled(self, manifest: Json) -> bytes | None:
+        if manifest["length"] > _LARGEST:
+            msg = f"{manifest['length']} bytes are more than the {_LARGEST} that MongoDB takes as one value: open() it"
+            raise ValueTooLarge(msg)
+        parts, data = self._chunks(manifest), bytearray()
+        for number in range(parts.count):
+            chunk = await parts.read(number)
+            if chunk is None:
+                return None
+            data += chunk
+        return bytes(data)
+
+    def _chunks(self, manifest: Json) -> Chunks:
+        return Chunks(self._do, manifest["token"], manifest["chunks"])
+
+    async def _forget(self, replaced: Json | None) -> None:
+        """Remove the chunks of what is no longer there, if it had any."""
+        if replaced is not None and "chunks" in replaced:
+            await self._chunks(replaced).remove()
 
     # The collection -------------------------------------------------------------------------------------------------
 
     async def _find_one(self, key: str, projection: Json) -> Json | None:
+        self._check(key)
         return cast("Json | None", await self._do("find_one", {"_id": key, **_IF_LIVE}, projection))
 
     async def _find(self, wanted: Json, projection: Json, limit: int = 0) -> list[Json]:
@@ -290,11 +518,33 @@ class MongoDBBackend:
         cursor = self._collection().find(wanted, projection, limit=limit, sort=order)
         return cast("list[Json]", await self._translated(cursor.to_list(None)))
 
-    async def _delete(self, wanted: Json) -> int:
-        return cast("int", (await self._do("delete_many", wanted)).deleted_count)
+    async def _put(self, key: str, new: Json) -> None:
+        done = await self._write("update_one", {"_id": key}, _update(new), upsert=True)
+        if done.matched_count and not done.modified_count:
+            await finished(self._replace(key, new, _PARTS))
+
+    async def _replace(self, key: str, new: Json, seen: Json) -> Json | None:
+        """Store ``new`` over whatever is there, and remove the chunks of that."""
+        before = await self._modify(key, new, seen, ReturnDocument.BEFORE)
+        await self._forget(before)
+        return cast("Json | None", before)
+
+    async def _remove_one(self, key: str, condition: Json) -> bool:
+        removed = await self._do("find_one_and_delete", {"_id": key, **condition}, _PARTS)
+        await self._forget(removed)
+        return removed is not None
+
+    async def _remove(self, keys: Sequence[str], condition: Json) -> int:
+        wanted = {"_id": {"$in": keys}, **condition}
+        streamed = await self._find({**wanted, "chunks": {"$gt": 0}}, {"_id": 1})
+        removed = sum([await finished(self._remove_one(manifest["_id"], condition)) for manifest in streamed])
+        # A large body that is stored just now comes later than this.
+        plain = await self._do("delete_many", {**wanted, "chunks": {"$exists": False}})
+        return removed + cast("int", plain.deleted_count)
 
     async def _store_unless(self, taken: Json, key: str, data: bytes, ttl: float | None) -> bool:
         """Store ``data``, or leave the document as it is where ``taken`` holds; tell which."""
+        self._check(key)
         token = new_token()
         after = await self._modify(key, {"$cond": [taken, "$$ROOT", _document(data, token, ttl)]}, {"token": 1})
         return bool(after["token"] == token)
@@ -321,6 +571,9 @@ class MongoDBBackend:
             if not isinstance(error.__cause__, errors.OperationFailure):
                 raise
         self._index_tries = 0
+
+    def _check(self, key: str) -> None:
+        check_key(key, self.key_limits)
 
     def _open(self, client: _Client) -> Any:
         """Return the collection, with the plain types whatever the client's are."""
@@ -361,9 +614,13 @@ class MongoDBBackend:
 def _translate(error: Exception) -> BackendError:
     """Find the acache error that says what to do."""
     codes = {one.get("code") for one in _failed(error)} | {_code(error)}
-    if codes & _REFUSED:
+    if isinstance(error, errors.ServerSelectionTimeoutError):
+        # A write that a wrong password ended is tried again and finds no server; only the text still tells why.
+        codes |= {int(code) for code in re.findall(r"'code': (\d+)", str(error))}
+    kind = _kind(codes)
+    if kind is BackendRefused:
         return BackendRefused(f"MongoDB refused: {error}")
-    if codes & _TOO_LARGE or isinstance(error, errors.DocumentTooLarge):
+    if kind is ValueTooLarge or isinstance(error, errors.DocumentTooLarge):
         return ValueTooLarge(f"MongoDB takes documents of up to 16 MB: {error}")
     if isinstance(error, errors.ServerSelectionTimeoutError):
         return BackendUnavailable(f"cannot reach MongoDB: {error}")
@@ -372,6 +629,12 @@ def _translate(error: Exception) -> BackendError:
     if isinstance(error, (errors.ConnectionFailure, OSError)):
         return BackendUnavailable(f"cannot reach MongoDB: {error}")
     return BackendUnavailable(f"MongoDB failed: {error}")
+
+
+def _kind(codes: AbstractSet[Any]) -> type[BackendError]:
+    if codes & _REFUSED:
+        return BackendRefused
+    return ValueTooLarge if codes & _TOO_LARGE else BackendUnavailable
 
 
 def _code(error: Exception) -> Any:
@@ -388,14 +651,52 @@ def _failed(error: BaseException | None) -> list[Json]:
     return [*error.details.get("writeErrors", []), *error.details.get("writeConcernErrors", [])]
 
 
+def _failed_keys(error: BackendError, keys: Sequence[str]) -> dict[str, BackendError]:
+    """Return the keys of a bulk write that failed one by one; none if it failed as a whole."""
+    cause = error.__cause__
+    if not isinstance(cause, errors.BulkWriteError) or cause.details.get("writeConcernErrors"):
+        return {}
+    failed: dict[str, BackendError] = {}
+    for one in cause.details["writeErrors"]:
+        refused = _kind(frozenset((one["code"],)))(f"MongoDB: {one['errmsg']}")
+        refused.__cause__ = cause
+        failed[keys[int(one["index"])]] = refused
+    return failed
+
+
 def _document(data: bytes, token: bytes, ttl: float | None) -> Json:
     """Return the expression that makes a document of these bytes; a counter's digits become a number."""
-    number = counter(_checked(data))
-    document = {"_id": "$_id", "token": {"$literal": token}, "expires": _expires(ttl)}
+    number, document = counter(check_value(data, _LARGEST, "MongoDB")), _written(token, ttl)
     if number is not None:
         return {**document, "n": Int64(number)}
     # The head is what `swap` returns: the whole would travel back with every delete of a cache.
     return {**document, "data": {"$literal": bytes(data)}, "head": {"$literal": bytes(data[:HEAD_BYTES])}}
+
+
+def _written(token: bytes, ttl: float | None) -> Json:
+    return {"_id": "$_id", "token": {"$literal": token}, "expires": _expires(ttl)}
+
+
+def _differs(token: Version) -> Json:
+    return {"$and": [_LIVE, {"$ne": ["$token", {"$literal": token}]}]}
+
+
+def _unless_streamed(new: Json) -> Json:
+    return {"$cond": [_STREAMED, "$$ROOT", new]}
+
+
+def _update(new: Json) -> list[Json]:
+    return [{"$replaceWith": _unless_streamed(new)}]
+
+
+async def _rest(key: str, first: bytes, parts: Chunks | None) -> AsyncGenerator[bytes]:
+    yield first
+    for number in range(1, parts.count if parts is not None else 1):
+        chunk = await cast("Chunks", parts).read(number)
+        if chunk is None:
+            msg = f"{key!r} was replaced or removed while it was read"
+            raise BackendUnavailable(msg)
+        yield chunk
 
 
 def _bytes(document: Json | None, field: str = "data") -> bytes | None:
@@ -417,13 +718,6 @@ def _span(prefix: str) -> Json:
         return {"$gte": prefix}
     following = 0xE000 if head[-1] == "\ud7ff" else ord(head[-1]) + 1  # surrogates are no text
     return {"$gte": prefix, "$lt": head[:-1] + chr(following)}
-
-
-def _checked(data: bytes) -> bytes:
-    if len(data) > _LARGEST:
-        msg = f"{len(data)} bytes are more than the {_LARGEST} that MongoDB takes as one value"
-        raise ValueTooLarge(msg)
-    return data
 
 
 def _chunks(keys: Sequence[str]) -> list[Sequence[str]]:

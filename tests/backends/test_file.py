@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import multiprocessing
 import os
 import random
@@ -16,18 +17,23 @@ import sys
 import textwrap
 import threading
 import time
+from array import array
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from acache import (
     BackendError,
     BackendRefused,
+    BackendTimeout,
     BackendUnavailable,
     Cache,
     ConfigurationError,
+    InvalidKey,
     KeyMissing,
     Policy,
     ValueTooLarge,
@@ -37,15 +43,17 @@ from acache.backends.file import FileBackend
 from acache.testing import BackendConformance, FakeClock
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
-KILLS = int(os.environ.get("ACACHE_KILLS", "60"))
+KILLS = int(os.environ.get("ACACHE_KILLS", "200"))
 """How often the writer is killed."""
 BIG = 200 * 1024 * 1024
 LARGE = b"large " * 50_000
 """More than stands in an entry's own file."""
 HOUR = 3600.0
 ROOT = Path(__file__).parents[2]
+
+T = TypeVar("T")
 
 
 class TestFileBackend(BackendConformance):
@@ -149,6 +157,8 @@ async def test_reading_makes_nothing(backend: FileBackend, directory: Path) -> N
         lambda: FileBackend("cache", max_bytes=1000),
         lambda: FileBackend("cache", max_bytes=-1),
         lambda: FileBackend("cache", threads=0),
+        lambda: FileBackend("cache", lock_timeout=0),
+        lambda: FileBackend("cache", lock_timeout=float("nan")),
     ],
 )
 def test_bad_options_are_refused_at_once(build: Callable[[], object]) -> None:
@@ -354,6 +364,111 @@ async def test_other_files_are_left_alone(backend: FileBackend, directory: Path,
     assert all(path.read_text() == "mine" for path in foreign)
 
 
+# Warm reads ---------------------------------------------------------------------------------------------------------
+
+
+def warm(directory: Path) -> bool:
+    """Whether the file system can be told not to wait."""
+    flag = getattr(os, "RWF_NOWAIT", None)
+    if flag is None:
+        return False
+    path = directory.parent / "probe"
+    path.write_bytes(b"probe")
+    with path.open("rb") as file:
+        try:
+            return os.preadv(file.fileno(), [bytearray(5)], 0, flag) == 5
+        except OSError:
+            return False
+
+
+def step(read: Coroutine[object, object, T]) -> T | None:
+    """Run a coroutine to its first wait; ``None`` if it has one."""
+    try:
+        read.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]  # of T: what the coroutine returns
+    read.close()
+    return None
+
+
+@pytest.mark.parametrize("bound", [None, 1 << 20], ids=["unbounded", "bounded"])
+async def test_a_warm_entry_is_read_without_a_worker(directory: Path, bound: int | None) -> None:
+    """The second read of a small entry ends in the turn of the loop in which it began."""
+    if not warm(directory):
+        pytest.skip("this file system cannot be told not to wait")
+    backend = FileBackend(directory, max_bytes=bound)
+    await backend.set("k", b"v" * 100, ttl=60)
+    await backend.set("large", LARGE, ttl=60)
+    assert step(backend.get("k")) is None  # the first is a worker's
+    assert await backend.get_many(["k", "large"]) == {"k": b"v" * 100, "large": LARGE}
+    assert step(backend.get("k")) == b"v" * 100
+    found = step(backend.get_versioned("k"))
+    assert found is not None
+    assert found[0] == b"v" * 100
+    assert step(backend.get("large")) is None
+    await backend.aclose()
+
+
+async def test_a_warm_read_sees_what_others_did(directory: Path, clock: FakeClock) -> None:
+    """Replaced, removed, expired, moved away, damaged: like any other read."""
+    backend, other = FileBackend(directory, clock=clock), FileBackend(directory, clock=clock)
+
+    async def heat(data: bytes) -> None:
+        await other.set("k", data, ttl=60)
+        for _ in range(3):
+            assert await backend.get("k") == data
+
+    await heat(b"old")
+    await heat(b"new")
+    await other.set("k", LARGE, ttl=60)
+    assert await backend.get("k") == LARGE
+    await heat(b"removed")
+    await other.delete("k")
+    assert await backend.get("k") is None
+    await heat(b"moved")
+    directory.rename(directory.with_name("moved"))
+    assert await backend.get("k") is None
+    await heat(b"expired")
+    clock.advance(61)
+    assert await backend.get("k") is None
+    for damage in (*DAMAGES, _directory):
+        await heat(b"damaged")
+        (path,) = entries(directory)
+        damage(path)
+        assert await backend.get("k") is None
+        if path.is_dir():
+            path.rmdir()
+
+
+@pytest.mark.parametrize("level", ["directory", "shard", "entry"])
+async def test_a_warm_read_follows_no_link(directory: Path, tmp_path: Path, level: str) -> None:
+    """Planted at any level between two reads: a miss."""
+    backend = FileBackend(directory)
+    await backend.set("k", b"v", ttl=60)
+    assert await backend.get("k") == b"v"
+    assert await backend.get("k") == b"v"
+    (entry,) = entries(directory)
+    path = {"directory": directory, "shard": entry.parent, "entry": entry}[level]
+    path.rename(tmp_path / "target")
+    path.symlink_to(tmp_path / "target")
+    assert await backend.get("k") is None
+    path.unlink()
+    (tmp_path / "target").rename(path)
+    assert await backend.get("k") == b"v"
+    entry.parent.chmod(0o777)
+    assert await backend.get("k") is None
+
+
+async def test_it_reads_where_reads_cannot_be_told_not_to_wait(tmp_path: Path) -> None:
+    """A tmpfs does not know the flag: every read is a worker's."""
+    with mounted(tmp_path / "memory", "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
+        backend = FileBackend(tmp_path / "memory" / "cache")
+        await backend.set("k", b"v", ttl=60)
+        for _ in range(3):
+            assert await backend.get("k") == b"v"
+        await backend.aclose()
+
+
 # Damage -------------------------------------------------------------------------------------------------------------
 
 
@@ -437,6 +552,53 @@ async def test_every_flipped_bit_is_noticed(backend: FileBackend, directory: Pat
         assert [key async for key in backend.scan("")] in ([], ["key"])
     path.write_bytes(good)
     assert await backend.get("key") == b"value"
+
+
+async def _readers(backend: FileBackend, key: str) -> list[bytes | None]:
+    """What each way of reading finds."""
+    found = [await backend.get(key), (await backend.get_many([key])).get(key), (await backend.get_versioned(key))[0]]
+    async with backend.open(key) as body:
+        found.append(None if body is None else b"".join([chunk async for chunk in body]))
+    return found
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), large=st.booleans())
+def test_no_garbage_is_a_value(tmp_path: Path, data: st.DataObject, large: bool) -> None:
+    """Bytes put over, into or in the place of an entry's files: the value that was stored or a miss, and never an error.
+
+    Nor does the garbage stand in the way of the next write.
+    """
+
+    async def main() -> None:
+        backend = FileBackend(tmp_path / "cache")
+        value = LARGE if large else b"12"
+        await backend.set("k", value, ttl=60)
+        for path in entries(tmp_path / "cache") + files(tmp_path / "cache", "*.body"):
+            garbage = data.draw(st.binary(max_size=200))
+            at = data.draw(st.integers(0, 300))
+            before = path.read_bytes()
+            mode = data.draw(st.sampled_from(("leave", "replace", "insert", "overwrite", "cut")))
+            if mode == "leave":
+                continue
+            path.write_bytes(
+                {
+                    "replace": garbage,
+                    "insert": before[:at] + garbage + before[at:],
+                    "overwrite": before[:at] + garbage + before[at + len(garbage) :],
+                    "cut": before[:at],
+                }[mode]
+            )
+        for found in await _readers(backend, "k"):
+            assert found in (value, None)
+        assert [key async for key in backend.scan("")] in ([], ["k"])
+        await backend.sweep()
+        await backend.set("k", b"1", ttl=60)
+        assert await _readers(backend, "k") == [b"1"] * 4
+        assert await backend.incr("k", 1, ttl=60) == 2
+        await backend.aclose()
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("data", [b"v", LARGE], ids=["small", "large"])
@@ -548,6 +710,118 @@ async def test_processes_count_together(directory: Path) -> None:
         process.join()
     assert sorted(number for sums, _ in found for number in sums) == list(range(1, 401))
     assert sum(won for _, won in found) == 100
+
+
+# Stopped processes --------------------------------------------------------------------------------------------------
+
+HOLDER = """
+    import sys, time
+    from acache.backends.file.disk import Shard, locked
+
+    with Shard(sys.argv[1], sys.argv[2]) as shard, locked(shard.fd if sys.argv[3] == "lock" else shard.root, sys.argv[3]):
+        print(flush=True)
+        time.sleep(600)
+"""
+
+
+@contextmanager
+def stopped(directory: Path, shard: str, lock: str = "lock") -> Iterator[subprocess.Popen[bytes]]:
+    """A process that was stopped while it held a lock."""
+    holder = python(HOLDER, directory, shard, lock)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        holder.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, holder.pid, os.WSTOPPED)
+        yield holder
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
+def shard_of(key: str) -> str:
+    return hashlib.sha256(key.encode()).hexdigest()[:2]
+
+
+async def test_a_stopped_writer_costs_the_others_their_deadline_at_most(directory: Path) -> None:
+    """Of each operation, a hundred at once; reads and other shards do not notice, and no worker is taken."""
+    backend = FileBackend(directory, lock_timeout=2, threads=2)
+    await backend.set_many({"k": b"old", "large": LARGE}, ttl=60)
+    other = next(f"o{number}" for number in range(100) if shard_of(f"o{number}") not in (shard_of("k"), "00"))
+    with stopped(directory, shard_of("k")):
+        began = time.monotonic()
+        writers = [asyncio.create_task(backend.set("k", b"new", ttl=60)) for _ in range(95)]
+        writers += [
+            asyncio.create_task(operation)
+            for operation in (
+                backend.set("k", LARGE, ttl=60),
+                backend.store("k", [LARGE] * 2, ttl=60),
+                backend.delete("k"),  # type: ignore[list-item]  # of one kind as far as this test goes
+                backend.incr("k", 1, ttl=60),  # type: ignore[list-item]
+                backend.touch("k", ttl=60),  # type: ignore[list-item]
+            )
+        ]
+        for turn in range(5):
+            assert await backend.get_many(["k"]) == {"k": b"old"}
+            await backend.set(other, b"%d" % turn, ttl=60)
+            assert await backend.get(other) == b"%d" % turn
+        assert not any(writer.done() for writer in writers)
+        results = await asyncio.gather(*writers, return_exceptions=True)
+        assert {type(result) for result in results} == {BackendTimeout}
+        assert time.monotonic() - began < 15
+        with pytest.raises(BackendTimeout) as caught:
+            await backend.set_many({"a": b"1", "k": b"new", "b": b"2"}, ttl=60)
+        assert list(caught.value.failed) == ["k"]
+        assert await backend.get_many(["a", "k", "b"]) == {"a": b"1", "k": b"old", "b": b"2"}
+        assert files(directory, "*.tmp") == []
+        assert len(files(directory, "*.body")) == 1
+    await backend.set("k", b"new", ttl=60)
+    assert await backend.get("k") == b"new"
+    await backend.aclose()
+
+
+async def test_a_writer_goes_on_with_the_one_it_waits_for(directory: Path) -> None:
+    """Continued before the deadline, nobody is told of it."""
+    backend = FileBackend(directory, lock_timeout=60)
+    await backend.set("k", b"old", ttl=60)
+    with stopped(directory, shard_of("k")) as holder:
+        writer = asyncio.create_task(backend.set("k", b"new", ttl=60))
+        await asyncio.wait([writer], timeout=0.1)
+        assert not writer.done()
+        holder.kill()
+        await writer
+    assert await backend.get("k") == b"new"
+
+
+async def test_a_cancelled_writer_waits_no_more(directory: Path) -> None:
+    """It neither writes later nor leaves a file."""
+    backend = FileBackend(directory, lock_timeout=60)
+    await backend.set("k", b"old", ttl=60)
+    with stopped(directory, shard_of("k")):
+        for operation in (backend.set("k", LARGE, ttl=60), backend.store("k", [LARGE] * 2, ttl=60)):
+            writer = asyncio.create_task(operation)
+            await asyncio.wait([writer], timeout=0.1)
+            writer.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writer
+    while files(directory, "*.tmp"):  # of a try that was under way
+        await asyncio.sleep(0.01)
+    assert await backend.get("k") == b"old"
+
+
+async def test_a_stopped_sweeper_does_not_let_the_bound_go(directory: Path, clock: FakeClock) -> None:
+    """While nobody can make room, writes that need it are told so; afterwards they fit."""
+    backend = FileBackend(directory, max_bytes=1 << 20, clock=clock, lock_timeout=0.2)
+    await backend.set("k", b"v", ttl=60)
+    with stopped(directory, shard_of("k"), "sweep.lock"):
+        with pytest.raises(BackendTimeout):
+            for index in range(300):
+                await backend.set(f"k{index}", b"v", ttl=None)
+        assert used(directory) <= 1 << 20
+    for index in range(300):
+        await backend.set(f"k{index}", b"v", ttl=None)
+    await backend.aclose()
+    assert used(directory) <= 1 << 20
 
 
 # A failing disk -----------------------------------------------------------------------------------------------------
@@ -685,6 +959,78 @@ async def test_the_directory_may_vanish(backend: FileBackend, directory: Path) -
     assert await backend.get("k") == b"w"
 
 
+async def test_a_batch_names_what_failed(backend: FileBackend, directory: Path) -> None:
+    """One shard is not to be used: its keys are in the error, with the cause, and the others are done."""
+    keys = [f"k{number}" for number in range(600)]
+    bad = [key for key in keys if shard_of(key) == shard_of("k0")]
+    await backend.set_many(dict.fromkeys(keys, b"old"), ttl=60)
+    (directory / shard_of("k0")).chmod(0o777)
+    with pytest.raises(BackendRefused) as caught:
+        await backend.set_many(dict.fromkeys(keys, b"new"), ttl=60)
+    assert sorted(caught.value.failed) == sorted(bad)
+    assert all(isinstance(error.__cause__, PermissionError) for error in caught.value.failed.values())
+    assert await backend.get_many(keys) == dict.fromkeys([key for key in keys if key not in bad], b"new")
+    with pytest.raises(BackendRefused) as caught:
+        await backend.delete_many(keys)
+    assert sorted(caught.value.failed) == sorted(bad)
+    (directory / shard_of("k0")).chmod(0o700)
+    assert await backend.get_many(keys) == dict.fromkeys(bad, b"old")
+
+
+async def test_a_batch_stores_what_fits(directory: Path) -> None:
+    """What is too large is named, with limit and size."""
+    backend = FileBackend(directory, max_bytes=1 << 20)
+    with pytest.raises(ValueTooLarge, match="900000 .* 838860") as caught:  # noqa: RUF043 - a pattern
+        await backend.set_many({"a": b"1", "large": bytes(900_000), "b": b"2"}, ttl=60)
+    assert list(caught.value.failed) == ["large"]
+    assert await backend.get_many(["a", "large", "b"]) == {"a": b"1", "b": b"2"}
+    await backend.aclose()
+
+
+@pytest.mark.parametrize("key", ["", "\ud800", "a" * (2**20 + 1), 5], ids=["empty", "surrogate", "long", "number"])
+async def test_a_key_that_is_none_is_refused(backend: FileBackend, directory: Path, key: str) -> None:
+    """By every operation, before anything is made."""
+
+    async def read() -> None:
+        async with backend.open(key):
+            pass
+
+    for operation in (
+        backend.get(key),
+        backend.set(key, b"v", ttl=60),
+        backend.delete(key),
+        backend.get_many(["good", key]),
+        backend.set_many({"good": b"v", key: b"v"}, ttl=60),
+        backend.delete_many(["good", key]),
+        backend.add(key, b"v", ttl=60),
+        backend.incr(key, 1, ttl=60),
+        backend.touch(key, ttl=60),
+        backend.ttl(key),
+        backend.get_versioned(key),
+        backend.set_if(key, b"v", None, ttl=60),
+        backend.swap(key, b"v", ttl=60),
+        backend.store(key, [LARGE] * 2, ttl=60),
+        read(),
+    ):
+        with pytest.raises(InvalidKey):
+            await operation
+    assert not directory.exists()
+
+
+async def test_a_clock_set_back_ends_nothing_early(backend: FileBackend, clock: FakeClock) -> None:
+    """Entries live longer by that much, can be replaced and swept, and their files are not taken for abandoned ones."""
+    await backend.set("k", b"v", ttl=60)
+    await backend.set("large", LARGE, ttl=60)
+    clock.set_wall(clock.wall() - 10 * HOUR)
+    assert await backend.get_many(["k", "large"]) == {"k": b"v", "large": LARGE}
+    await backend.set("k", b"w", ttl=60)
+    await backend.sweep()
+    assert await backend.get_many(["k", "large"]) == {"k": b"w", "large": LARGE}
+    clock.advance(61)
+    assert await backend.get("k") is None
+    assert await backend.get("large") == LARGE
+
+
 # The bound and the sweep --------------------------------------------------------------------------------------------
 
 
@@ -708,6 +1054,69 @@ async def test_the_bound_is_held(directory: Path, clock: FakeClock) -> None:
     assert threading.active_count() < 20
 
 
+FILLER = """
+    import asyncio, sys
+    from acache.backends.file import FileBackend
+
+    async def main():
+        backend = FileBackend(sys.argv[1], max_bytes=4 << 20, lock_timeout=60)
+        print(flush=True)
+        for number in range(600):
+            await backend.set(f"{sys.argv[2]}:{number}", b"x" * (10, 5000, 70_000)[number % 3], ttl=None)
+        await backend.aclose()
+
+    asyncio.run(main())
+"""
+
+
+async def test_the_bound_is_held_by_processes_together(directory: Path) -> None:
+    """Of four that write at once; and what they count is what is there."""
+    fillers = [python(FILLER, directory, number) for number in range(4)]
+    while any(filler.poll() is None for filler in fillers):
+        assert used(directory) <= (4 << 20) + 4 * 80_000
+        await asyncio.sleep(0.01)
+    for filler in fillers:
+        filler.communicate()
+        assert filler.returncode == 0
+    assert 2 << 20 < used(directory) <= 4 << 20
+    assert sum(array("Q", (directory / "sizes").read_bytes())) == used(directory)
+
+
+def test_a_write_walks_no_directory(directory: Path) -> None:
+    """Of 2,000 writes with a store at its bound, all but a few list nothing; counted by the interpreter's audit."""
+    program = """
+        import asyncio, sys
+        from acache.backends.file import FileBackend
+
+        listed, opened = 0, 0
+
+        def audit(event, arguments):
+            global listed, opened
+            listed += event == "os.listdir"
+            opened += event == "open"
+
+        async def main():
+            backend = FileBackend(sys.argv[1], max_bytes=8 << 20)
+            for number in range(2000):
+                await backend.set(str(number), b"x", ttl=None)
+            await backend.aclose()
+            before = listed, opened
+            for number in range(2000, 4000):
+                await backend.set(str(number), b"x", ttl=None)
+            await backend.aclose()
+            print((listed - before[0]) / 2000, (opened - before[1]) / 2000)
+
+        sys.addaudithook(audit)
+        asyncio.run(main())
+    """
+    process = python(program, directory)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    listings, opens = map(float, output.split())
+    assert listings < 2  # a shard has eight entries here: removing two hundred takes a look at all of them
+    assert opens < 50
+
+
 async def test_the_longest_unused_goes_first(directory: Path, clock: FakeClock) -> None:
     """What was read lately survives what was written later."""
     backend = FileBackend(directory, max_bytes=1 << 20, clock=clock)
@@ -715,7 +1124,7 @@ async def test_the_longest_unused_goes_first(directory: Path, clock: FakeClock) 
         await backend.set(f"k{index}", b"v", ttl=None)
         for path in entries(directory):
             if path.stat().st_mtime > clock.wall():
-                os.utime(path, (clock.wall(),) * 2)
+                os.utime(path, (clock.wall(), clock.wall()))
         clock.advance(1)
     clock.advance(100)
     assert await backend.get("k0") == b"v"
@@ -743,10 +1152,11 @@ async def test_a_bound_counts_what_was_there_before(directory: Path, clock: Fake
 async def test_what_can_never_fit_is_refused(directory: Path) -> None:
     """Before a byte is written; a stream as soon as it is known."""
     backend = FileBackend(directory, max_bytes=1 << 20)
-    with pytest.raises(ValueTooLarge, match="max_bytes=1048576"):
+    with pytest.raises(ValueTooLarge, match=r"1048576 bytes .* 838860"):
         await backend.set("k", bytes(1 << 20), ttl=60)
     assert not directory.exists()
-    with pytest.raises(ValueTooLarge):
+    assert backend.value_limit == 838_860
+    with pytest.raises(ValueTooLarge, match="838860"):
         await backend.store("k", [LARGE] * 10, ttl=60)
     assert [path for path in files(directory) if path.name not in ("lock", "sizes")] == []
     await backend.aclose()
@@ -852,8 +1262,9 @@ async def test_a_failing_source_stores_nothing(backend: FileBackend, directory: 
     assert files(directory, "*.tmp") == []
 
 
-async def test_a_cancelled_store_stores_nothing(backend: FileBackend, directory: Path) -> None:
-    """Nor does it leave its file."""
+@pytest.mark.parametrize("old", [None, b"old", LARGE], ids=["none", "small", "large"])
+async def test_a_cancelled_store_stores_nothing(backend: FileBackend, directory: Path, old: bytes | None) -> None:
+    """The old entry stays, and its own file does not."""
     started = asyncio.Event()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -862,15 +1273,36 @@ async def test_a_cancelled_store_stores_nothing(backend: FileBackend, directory:
         started.set()
         await asyncio.Event().wait()
 
+    if old is not None:
+        await backend.set("k", old, ttl=60)
+    before = len(files(directory, "*.body"))
     task = asyncio.create_task(backend.store("k", chunks(), ttl=60))
     await started.wait()
     assert len(files(directory, "*.tmp")) == 1
-    assert await backend.get("k") is None
+    assert await backend.get("k") == old
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await backend.get("k") is None
+    assert await backend.get("k") == old
     assert files(directory, "*.tmp") == []
+    assert len(files(directory, "*.body")) == before
+
+
+async def test_a_store_cancelled_anywhere_leaves_no_file(backend: FileBackend, directory: Path) -> None:
+    """Not even if its file is made by a worker after the caller has gone."""
+    for turns in range(60):
+        task = asyncio.create_task(backend.store("k", [bytes((turns,)) * 300_000] * 2, ttl=60))
+        for _ in range(turns // 2):
+            await asyncio.sleep(0.0002 * (turns % 2))
+        task.cancel()
+        await asyncio.wait([task])
+        data = await backend.get("k")
+        assert data is None or (len(data) == 600_000 and len(set(data)) == 1)
+    deadline = time.monotonic() + 30
+    while files(directory, "*.tmp") and time.monotonic() < deadline:  # workers end what they began
+        await asyncio.sleep(0.01)
+    assert files(directory, "*.tmp") == []
+    assert len(files(directory, "*.body")) <= 1
 
 
 async def test_cancelled_calls_leave_whole_entries(backend: FileBackend) -> None:

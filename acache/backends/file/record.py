@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 __all__ = ["HEAD_SIZE", "INLINE", "LARGEST_RECORD", "Record", "pack", "unpack"]
 
@@ -33,8 +32,7 @@ INLINE: Final = 64 * 1024
 LARGEST_RECORD: Final = HEAD_SIZE + (1 << 20) + INLINE
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What an entry's file says."""
 
     key: bytes

@@ -7,6 +7,7 @@ count is put right when its shard is looked through the next time.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import threading
@@ -16,18 +17,18 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from ...clock import Clock
-from ...errors import ValueTooLarge
 from .disk import Shard, locked, open_root, open_shared
 
-__all__ = ["Room"]
+__all__ = ["LOW", "Room"]
 
 _SHARDS: Final = 256
 _HIGH: Final = 0.9
-_LOW: Final = 0.8
-_POOL: Final = 1000
+LOW: Final = 0.8
+"""The part of the bound down to which room is made: a value larger than this would not stay."""
+_SAMPLE: Final = 1000
 """Entries among which the longest unused are looked for."""
 _SHARE: Final = 0.25
-"""The part of a pool that goes before another pool is asked."""
+"""The part of a sample that goes before another sample is taken."""
 _SWEEP_PAUSE: Final = 10.0
 """Seconds between two shards looked through behind the scenes."""
 
@@ -63,19 +64,17 @@ class Room:
         self._mutex: Final = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def check(self, length: int) -> None:
-        """Refuse what would not stay: making room leaves four fifths of the bound."""
-        if self.bounded and length > _LOW * self._max_bytes:
-            msg = f"{length} bytes are more than four fifths of max_bytes={self._max_bytes}"
-            raise ValueTooLarge(msg)
+    def make(self, size: int) -> None:
+        """Before a write: see that there is room for ``size`` bytes, and behind the scenes for more to come.
 
-    def keep(self) -> None:
-        """After a write: make room behind the scenes where the bound comes near, at once where it is passed."""
+        Raises:
+            BlockingIOError: there is none yet, and somebody else is making it.
+        """
         if not self.bounded:
             return
-        used = self._used()
+        used = self._used() + size
         if used > self._max_bytes:
-            self._shrink()
+            self._shrink(size)
         elif used > _HIGH * self._max_bytes:
             self._in_background(self._shrink)
 
@@ -89,8 +88,7 @@ class Room:
             os.pwrite(fd, max(0, used + change).to_bytes(8, "little"), at)
 
     def tend(self) -> None:
-        """After a write: keep the bound, and now and then look through one shard behind the scenes."""
-        self.keep()
+        """After a write: look through one shard now and then, behind the scenes."""
         now = self._clock.monotonic()
         if now < self._sweep_at:
             return
@@ -106,9 +104,12 @@ class Room:
             thread.join()
 
     def _used(self) -> int:
-        with open_root(self._path, make=True) as root, self._sizes(root) as fd:
-            numbers = array("Q", os.pread(fd, 8 * _SHARDS, 0))
-        return sum(numbers)
+        root = open_root(self._path, make=True)
+        try:
+            with self._sizes(root) as fd:
+                return sum(array("Q", os.pread(fd, 8 * _SHARDS, 0)))
+        finally:
+            os.close(root)
 
     @contextmanager
     def _sizes(self, root: int) -> Iterator[int]:
@@ -121,33 +122,42 @@ class Room:
     def _count(self) -> None:
         """Count what was there before anybody counted."""
         for index in range(_SHARDS):
-            self._tidy(f"{index:02x}")
-        self.keep()
+            self._tidy_unless_held(index)
 
-    def _shrink(self) -> None:
-        """Remove the longest unused of samples of the entries until a fifth is free."""
-        goal = int(_LOW * self._max_bytes)
-        with open_root(self._path) as root, locked(root, "sweep.lock"):
-            if self._used() <= goal:
-                return  # somebody else made room meanwhile
-            for share in (_SHARE, 1.0):
-                pool: list[tuple[float, str, str]] = []
-                for index in random.sample(range(_SHARDS), _SHARDS):
-                    pool += self._tidy(f"{index:02x}")
-                    if len(pool) >= _POOL:
-                        if self._shrink_by(pool, share, goal):
+    def _shrink(self, size: int = 0) -> None:
+        """Remove the longest unused of samples of the entries until a fifth is free, and ``size`` too."""
+        goal = min(int(LOW * self._max_bytes), self._max_bytes - size)
+        root = open_root(self._path)
+        try:
+            with locked(root, "sweep.lock"):
+                # The first time round only the quarter of each sample that was not used for the longest time.
+                for share in (_SHARE, 1.0):
+                    sample: list[tuple[float, str, str]] = []
+                    for index in random.sample(range(_SHARDS), _SHARDS):
+                        if self._used() <= goal:
                             return
-                        pool = []
-                if self._shrink_by(pool, share, goal):
-                    return
+                        sample += self._tidy_unless_held(index)
+                        if len(sample) >= _SAMPLE:
+                            self._evict_from(sample, share, goal)
+                            sample = []
+                    self._evict_from(sample, share, goal)
+        finally:
+            os.close(root)
 
-    def _shrink_by(self, pool: list[tuple[float, str, str]], share: float, goal: int) -> bool:
-        pool.sort()
-        for victim in pool[: int(len(pool) * share) + 1]:
+    def _evict_from(self, sample: list[tuple[float, str, str]], share: float, goal: int) -> None:
+        sample.sort()
+        for victim in sample[: math.ceil(len(sample) * share)]:
             if self._used() <= goal:
-                return True
-            self._evict(*victim)
-        return self._used() <= goal
+                return
+            with suppress(BlockingIOError):
+                self._evict(*victim)
+
+    def _tidy_unless_held(self, index: int) -> list[tuple[float, str, str]]:
+        """Look through a shard, unless whoever holds its lock does not let go: the others must not wait for it."""
+        try:
+            return self._tidy(f"{index:02x}")
+        except BlockingIOError:
+            return []
 
     def _in_background(self, work: Callable[[], object]) -> None:
         """Run ``work`` in a thread that ends with it, unless one is running already; it may die with the process."""

@@ -1,4 +1,4 @@
-"""The directory: where entries lie, and how one replaces another.
+"""The directory: where entries lie, how one is read, and how one replaces another.
 
 ::
 
@@ -11,11 +11,13 @@
             <id>.body    the body of an entry, where it is large
             <id>.tmp     not committed yet, or abandoned
 
-Readers take no lock.  Writers prepare temporary files, then, under the shard's lock, look at what is there, and rename:
-first the body, then the entry, whose rename is the commit.  A body's name is drawn anew for each write, so an entry can
-only ever be read with the body it was written with, and a killed writer leaves nothing but files that nobody refers to.
+Readers take no lock.  Writers write a large body to a temporary file, then, under the shard's lock, look at what is
+there, and rename: first the body, then the entry, whose rename is the commit.  A body's name is drawn anew for each
+write, so an entry can only ever be read with the body it was written with, and a killed writer leaves nothing but files
+that nobody refers to.
 
-These functions raise ``OSError`` as it comes; what it means is said by `FileBackend`.
+These functions raise ``OSError`` as it comes, ``BlockingIOError`` where a lock is held; what it means is said by
+`FileBackend`.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ import re
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from ...clock import FOREVER, Clock
 from ...entry import HEAD_BYTES
-from .disk import READ, Descriptor, Shard, Temporary, locked, open_root, open_shard, remove
+from .disk import READ, Descriptor, Shard, Temporary, list_directory, locked, open_root, remove, sync_directory
 from .record import INLINE, LARGEST_RECORD, Record, pack, unpack
 from .room import Room
 
-__all__ = ["Body", "Store"]
+__all__ = ["Body", "Condition", "Place", "Store"]
 
 Condition: TypeAlias = Callable[[Record | None], bool]
 """Asked under the shard's lock, given the live entry, whether the write may happen."""
@@ -51,6 +53,23 @@ _ABANDONED: Final = 3600.0
 _USED_AGAIN: Final = 60.0
 """Seconds for which a second use of an entry is not noted: a note is a write to the disk."""
 _ATTEMPTS: Final = 5
+_NOWAIT: Final[int | None] = getattr(os, "RWF_NOWAIT", None)
+"""Linux's flag for a read that fails where it would wait for the disk."""
+_WARM_SIZE: Final = 16 * 1024
+"""The longest file read on the loop: copying and hashing more would take longer than asking a worker."""
+_WARM_NAMES: Final = 16_384
+
+
+class Place:
+    """Where a key's entry lies."""
+
+    __slots__ = ("key", "name", "shard")
+
+    def __init__(self, key: bytes) -> None:
+        self.key: Final = key
+        digest = hashlib.sha256(key).hexdigest()
+        self.shard: Final = digest[:2]
+        self.name: Final = digest[2:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +89,6 @@ class Body:
         return iter((self.data,)) if self.file is None else self.file.chunks()
 
 
-class Place:
-    """Where a key's entry lies."""
-
-    __slots__ = ("key", "name", "shard")
-
-    def __init__(self, key: str) -> None:
-        self.key: Final = _encode(key)
-        digest = hashlib.sha256(self.key).hexdigest()
-        self.shard: Final = digest[:2]
-        self.name: Final = digest[2:]
-
-
 class Store:
     """One directory, and its entries."""
 
@@ -90,220 +97,93 @@ class Store:
         self.room: Final = Room(path, max_bytes, clock, tidy=self.tidy, evict=self._evict)
         self._clock: Final = clock
         self._fsync: Final = fsync
+        self._nowait = _NOWAIT
+        self._warm: Final[set[str]] = set()
 
     # Reading --------------------------------------------------------------------------------------------------------
 
-    def get(self, key: str) -> tuple[bytes, bytes] | None:
+    def get_warm(self, place: Place) -> tuple[bytes, bytes] | None:
+        """Return the body and its digest if that takes no waiting for the disk; ``None``: ask a worker.
+
+        A read of the page cache can be told not to wait, but opening a file cannot.  So it is tried only for names that
+        a worker has lately read in just this way: the kernel knows where they lie, and the file system has the flag.
+        """
+        return self._get_now(place) if place.name in self._warm else None
+
+    def _get_now(self, place: Place) -> tuple[bytes, bytes] | None:
+        if self._nowait is None:
+            return None
+        buffer = bytearray(_WARM_SIZE)
+        try:
+            with Shard(self.path, place.shard) as shard:
+                fd = os.open(place.name, READ, dir_fd=shard.fd)
+                try:
+                    length = os.preadv(fd, [buffer], 0, self._nowait)
+                    if self.room.bounded and self._clock.wall() - os.fstat(fd).st_mtime > _USED_AGAIN:
+                        return None  # to note the use is to write
+                finally:
+                    os.close(fd)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._nowait = None
+            return None
+        data = bytes(memoryview(buffer)[:length])
+        record = unpack(data, length)
+        if record is None or record.key != place.key or record.expires_at <= self._clock.wall() or record.body_name:
+            return None
+        data = data[record.body_at :]
+        return (data, record.digest) if hashlib.sha256(data).digest() == record.digest else None
+
+    def get(self, place: Place) -> tuple[bytes, bytes] | None:
         """Return the body and its digest."""
-        body = self.find(key)
+        body = self.find(place)
         if body is None:
             return None
         data = b"".join(body.chunks())
         if body.file is not None and hashlib.sha256(data).digest() != body.record.digest:
-            self._discard(key, body.record)
+            self._discard(place, body.record)
             return None
+        if place.name not in self._warm and body.record.file_size < _WARM_SIZE and self._get_now(place) is not None:
+            if len(self._warm) >= _WARM_NAMES:
+                self._warm.clear()
+            self._warm.add(place.name)
         return data, body.record.digest
 
-    def open_body(self, key: str) -> Body | None:
+    def open_body(self, place: Place) -> Body | None:
         """Return a body that has been read to the end once, and agrees with its digest."""
-        body = self.find(key)
+        body = self.find(place)
         if body is not None and body.file is not None:
             digest = hashlib.sha256()
             for chunk in body.chunks():
                 digest.update(chunk)
             if digest.digest() != body.record.digest:
-                self._discard(key, body.record)
+                self._discard(place, body.record)
                 return None
         return body
 
-    def find(self, key: str) -> Body | None:
+    def find(self, place: Place) -> Body | None:
         """Return the live entry, and note that it was used."""
-        place = Place(key)
-        with open_shard(self.path, place.shard) as shard:
-            return self._find(shard, place, note=self.room.bounded)
-
-    def shards(self) -> list[str]:
-        """List the shards that there are."""
-        try:
-            with open_root(self.path) as root:
-                return sorted(filter(_SHARD_NAME.fullmatch, os.listdir(root)))  # noqa: PTH208 - a descriptor
-        except FileNotFoundError:
-            return []
-
-    def names(self, shard_name: str) -> list[str]:
-        """List the entries of a shard, as names."""
-        with open_shard(self.path, shard_name) as shard:
-            return list(filter(_ENTRY_NAME.fullmatch, os.listdir(shard.fd)))  # noqa: PTH208 - a descriptor
-
-    def keys(self, shard_name: str, names: list[str], prefix: str) -> list[str]:
-        """Return the keys of those of the entries that are alive and begin with ``prefix``."""
-        begin, now = _encode(prefix), self._clock.wall()
-        with open_shard(self.path, shard_name) as shard:
-            records = [record for name in names if (record := self._peek(shard, name)) is not None]
-        return [
-            record.key.decode("utf-8", "surrogatepass")
-            for record in records
-            if record.expires_at > now and record.key.startswith(begin)
-        ]
-
-    # Writing --------------------------------------------------------------------------------------------------------
-
-    def write(self, key: str, data: bytes, ttl: float | None, condition: Condition | None = None) -> bool:
-        """Replace the entry; tell whether the condition allowed it."""
-        return self._write(key, data, ttl, condition)[0]
-
-    def swap(self, key: str, data: bytes, ttl: float | None) -> bytes | None:
-        """Replace the entry, and return how the one before began."""
-        before = self._write(key, data, ttl, lambda _: True)[1]
-        return None if before is None else before.first(HEAD_BYTES)
-
-    def incr(self, key: str, ttl: float | None, add: Callable[[bytes | None], int]) -> int:
-        """Replace a counter by what ``add`` makes of it."""
-        place = Place(key)
-        with open_shard(self.path, place.shard, make=True) as shard, locked(shard.fd, "lock"):
-            before = self._find(shard, place)
-            total = add(None if before is None else before.first(HEAD_BYTES))
-            data = b"%d" % total
-            expires_at = self._expiry(ttl) if before is None else before.record.expires_at
-            record = Record(place.key, expires_at, len(data), hashlib.sha256(data).digest())
-            self._commit(shard, place, record, self._prepare(shard, record, data))
-        self.room.tend()
-        return total
-
-    def touch(self, key: str, ttl: float | None) -> bool:
-        """Give the live entry another deadline; a body in a file of its own stays where it is."""
-        place = Place(key)
-        with suppress(FileNotFoundError), open_shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
+        with Shard(self.path, place.shard) as shard:
             body = self._find(shard, place)
-            if body is not None:
-                record = replace(body.record, expires_at=self._expiry(ttl))
-                self._commit(shard, place, record, self._prepare(shard, record, body.data))
-                return True
-        return False
+            if body is not None and self.room.bounded:
+                now = self._clock.wall()
+                with suppress(OSError):
+                    if now - _used_at(shard, place.name) > _USED_AGAIN:
+                        os.utime(place.name, (now, now), dir_fd=shard.fd, follow_symlinks=False)
+            return body
 
-    def delete(self, key: str) -> bool:
-        """Remove the entry; tell whether it was alive."""
-        place = Place(key)
-        with suppress(FileNotFoundError), open_shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
-            alive = self._find(shard, place) is not None
-            self._drop(shard, place.name)
-            return alive
-        return False
-
-    def clear(self, shard_name: str, names: list[str], prefix: str) -> None:
-        """Remove those of the entries whose keys begin with ``prefix``."""
-        begin = _encode(prefix)
-        with open_shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
-            for name in names:
-                record = self._peek(shard, name)
-                if record is not None and record.key.startswith(begin):
-                    self._drop(shard, name)
-
-    def begin_body(self, key: str) -> Temporary:
-        """Open a file for a body that comes in chunks."""
-        with open_shard(self.path, Place(key).shard, make=True) as shard:
-            return Temporary(shard)
-
-    def append(self, body: Temporary, data: bytes) -> None:
-        """Write a chunk."""
-        self.room.check(body.length + len(data))
-        body.write(data)
-
-    def commit_body(self, key: str, body: Temporary, ttl: float | None) -> None:
-        """Make what was written the entry."""
-        place = Place(key)
-        digest = body.finish(fsync=self._fsync)
-        record = Record(place.key, self._expiry(ttl), body.length, digest, os.urandom(8))
-        with open_shard(self.path, place.shard) as shard:
-            head = self._prepare(shard, record)
-            with locked(shard.fd, "lock"):
-                self._commit(shard, place, record, head, body)
-        self.room.tend()
-
-    def _write(self, key: str, data: bytes, ttl: float | None, condition: Condition | None) -> tuple[bool, Body | None]:
-        self.room.check(len(data))
-        place = Place(key)
-        apart = len(data) > INLINE
-        digest = hashlib.sha256(data).digest()
-        record = Record(place.key, self._expiry(ttl), len(data), digest, os.urandom(8) if apart else bytes(8))
-        with open_shard(self.path, place.shard, make=True) as shard:
-            prepared: list[Temporary] = []
-            try:
-                if apart:
-                    prepared.append(self._prepare(shard, None, data))
-                head = self._prepare(shard, record, b"" if apart else data)
-                prepared.append(head)
-                with locked(shard.fd, "lock"):
-                    before = None if condition is None else self._find(shard, place)
-                    if condition is not None and not condition(None if before is None else before.record):
-                        return False, before
-                    self._commit(shard, place, record, head, prepared[0] if apart else None)
-                    prepared.clear()
-            finally:
-                for file in prepared:
-                    file.discard()
-        self.room.tend()
-        return True, before
-
-    def _prepare(self, shard: Shard, record: Record | None, data: bytes = b"") -> Temporary:
-        """Write a temporary file."""
-        file = Temporary(shard)
-        try:
-            if record is not None:
-                file.write(pack(record))
-            file.write(data)
-            file.finish(fsync=self._fsync)
-        except BaseException:
-            file.discard()
-            raise
-        return file
-
-    def _commit(
-        self, shard: Shard, place: Place, record: Record, head: Temporary, body: Temporary | None = None
-    ) -> None:
-        """Rename the body, then the entry; under the shard's lock."""
-        old = self._peek(shard, place.name)
-        try:
-            if body is not None and record.body_name is not None:
-                body.rename(record.body_name)
-            head.rename(place.name)
-        except BaseException:
-            head.discard()
-            raise
-        if self._fsync:
-            os.fsync(shard.fd)
-            os.fsync(shard.root)  # the shard may be new
-        if old is not None and old.body_name is not None and old.body_name != record.body_name:
-            remove(shard.fd, old.body_name)
-        self.room.account(shard, record.size_on_disk - (0 if old is None else old.size_on_disk))
-
-    def _drop(self, shard: Shard, name: str) -> None:
-        """Remove an entry; under the shard's lock."""
-        old = self._peek(shard, name)
-        with suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=shard.fd)
-        if old is not None:
-            if old.body_name is not None:
-                remove(shard.fd, old.body_name)
-            self.room.account(shard, -old.size_on_disk)
-
-    def _expiry(self, ttl: float | None) -> float:
-        return FOREVER if ttl is None else self._clock.wall() + ttl
-
-    # One entry ------------------------------------------------------------------------------------------------------
-
-    def _find(self, shard: Shard, place: Place, *, note: bool = False) -> Body | None:
+    def _find(self, shard: Shard, place: Place) -> Body | None:
         """Return the live entry under a key; ``None`` for whatever is not one."""
         for _ in range(_ATTEMPTS):
             try:
-                record, data = self._read(shard, place.name, whole=True, note=note)
-                if record is None or record.key != place.key or record.expires_at <= self._clock.wall():
-                    return None
-                if record.body_name is None:
-                    data = data[record.body_at :]
-                    return Body(record, data, None) if hashlib.sha256(data).digest() == record.digest else None
+                record, data = _read(shard, place.name, LARGEST_RECORD)
             except OSError:
                 return None
+            if record is None or record.key != place.key or record.expires_at <= self._clock.wall():
+                return None
+            if record.body_name is None:
+                data = data[record.body_at :]
+                return Body(record, data, None) if hashlib.sha256(data).digest() == record.digest else None
             try:
                 file = Descriptor(os.open(record.body_name, READ, dir_fd=shard.fd))
             except FileNotFoundError:
@@ -315,39 +195,164 @@ class Store:
             return Body(record, b"", file) if good else None
         return None
 
-    def _peek(self, shard: Shard, name: str) -> Record | None:
-        """Read what an entry says, alive or not; ``None`` for whatever is not one."""
-        try:
-            return self._read(shard, name)[0]
-        except OSError:
-            return None
+    # Writing --------------------------------------------------------------------------------------------------------
 
-    def _read(self, shard: Shard, name: str, *, whole: bool = False, note: bool = False) -> tuple[Record | None, bytes]:
-        """Read an entry's file: what it says, and, if ``whole``, all of it."""
-        fd = os.open(name, READ, dir_fd=shard.fd)
-        try:
-            state = os.fstat(fd)
-            if not stat.S_ISREG(state.st_mode) or state.st_size > LARGEST_RECORD:
-                return None, b""
-            if note and (now := self._clock.wall()) - state.st_mtime > _USED_AGAIN:
-                with suppress(OSError):
-                    os.utime(fd, (now, now))
-            data = os.pread(fd, state.st_size if whole else _PEEK, 0)
-            record = unpack(data, state.st_size)
-            if record is None and len(data) < state.st_size:
-                record = unpack(os.pread(fd, state.st_size, 0), state.st_size)  # a long key
-            return record, data
-        finally:
-            os.close(fd)
+    def write(
+        self, place: Place, data: bytes, ttl: float | None, condition: Condition | None = None
+    ) -> tuple[bool, Body | None]:
+        """Replace the entry if the condition allows it; return whether it did, and what the condition saw."""
+        if len(data) > INLINE:
+            body = self.begin(place)
+            try:
+                body.append(data)
+                return self.commit(place, body, ttl, condition)
+            finally:
+                body.discard()
+        record = Record(place.key, self._expiry(ttl), len(data), hashlib.sha256(data).digest())
+        return self._replace(place, record, data, None, condition)
 
-    def _discard(self, key: str, record: Record) -> None:
+    def swap(self, place: Place, data: bytes, ttl: float | None) -> bytes | None:
+        """Replace the entry, and return how the one before began."""
+        before = self.write(place, data, ttl, lambda _: True)[1]
+        return None if before is None else before.first(HEAD_BYTES)
+
+    def begin(self, place: Place) -> Temporary:
+        """Open a file for a large body."""
+        with Shard(self.path, place.shard, make=True) as shard:
+            return Temporary(shard)
+
+    def commit(
+        self, place: Place, body: Temporary, ttl: float | None, condition: Condition | None = None
+    ) -> tuple[bool, Body | None]:
+        """Make the entry of what was appended to ``body``; otherwise like `write`."""
+        if self._fsync:
+            body.sync()
+        record = Record(place.key, self._expiry(ttl), body.length, body.digest.digest(), os.urandom(8))
+        return self._replace(place, record, b"", body, condition)
+
+    def _replace(
+        self, place: Place, record: Record, data: bytes, body: Temporary | None, condition: Condition | None
+    ) -> tuple[bool, Body | None]:
+        self.room.make(record.size_on_disk)
+        before: Body | None = None
+        with Shard(self.path, place.shard, make=True) as shard, locked(shard.fd, "lock"):
+            if condition is not None:
+                before = self._find(shard, place)
+                if not condition(None if before is None else before.record):
+                    return False, before
+            self._put(shard, place, record, data, body)
+        self.room.tend()
+        return True, before
+
+    def _put(self, shard: Shard, place: Place, record: Record, data: bytes, body: Temporary | None = None) -> None:
+        """Rename the body, then the entry; under the shard's lock."""
+        head = Temporary(shard)
+        try:
+            head.write(pack(record) + data)
+            if self._fsync:
+                head.sync()
+            old = _peek(shard, place.name)
+            # Counted first: what fails after the commit would be told to the caller as a write that was not done.
+            self.room.account(shard, record.size_on_disk - (0 if old is None else old.size_on_disk))
+            if body is not None and record.body_name is not None:
+                body.rename(shard, record.body_name)
+            head.rename(shard, place.name)
+        except BaseException:
+            head.discard()
+            if body is not None and record.body_name is not None:
+                remove(shard.fd, record.body_name)
+            raise
+        if self._fsync:
+            sync_directory(shard.fd)
+            sync_directory(shard.root)  # the shard may be new
+        if old is not None and old.body_name is not None and old.body_name != record.body_name:
+            remove(shard.fd, old.body_name)
+
+    def incr(self, place: Place, ttl: float | None, add: Callable[[bytes | None], int]) -> int:
+        """Replace a counter by what ``add`` makes of it."""
+        self.room.make(0)
+        with Shard(self.path, place.shard, make=True) as shard, locked(shard.fd, "lock"):
+            before = self._find(shard, place)
+            total = add(None if before is None else before.first(HEAD_BYTES))
+            data = b"%d" % total
+            expires_at = self._expiry(ttl) if before is None else before.record.expires_at
+            self._put(shard, place, Record(place.key, expires_at, len(data), hashlib.sha256(data).digest()), data)
+        self.room.tend()
+        return total
+
+    def touch(self, place: Place, ttl: float | None) -> bool:
+        """Give the live entry another deadline; a body in a file of its own stays where it is."""
+        with suppress(FileNotFoundError), Shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
+            body = self._find(shard, place)
+            if body is not None:
+                self._put(shard, place, body.record._replace(expires_at=self._expiry(ttl)), body.data)
+                return True
+        return False
+
+    def delete(self, place: Place) -> bool:
+        """Remove the entry; tell whether it was alive."""
+        with suppress(FileNotFoundError), Shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
+            alive = self._find(shard, place) is not None
+            self._drop(shard, place.name)
+            return alive
+        return False
+
+    def _drop(self, shard: Shard, name: str) -> None:
+        """Remove an entry; under the shard's lock."""
+        old = _peek(shard, name)
+        with suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=shard.fd)
+        if old is not None:
+            if old.body_name is not None:
+                remove(shard.fd, old.body_name)
+            self.room.account(shard, -old.size_on_disk)
+
+    def _discard(self, place: Place, record: Record) -> None:
         """Remove an entry whose body is not what it was, so that it stands in nobody's way."""
-        place = Place(key)
-        with suppress(OSError), open_shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
-            if self._peek(shard, place.name) == record:
+        with suppress(OSError), Shard(self.path, place.shard) as shard, locked(shard.fd, "lock"):
+            if _peek(shard, place.name) == record:
                 self._drop(shard, place.name)
 
-    # Tidying up -----------------------------------------------------------------------------------------------------
+    def _expiry(self, ttl: float | None) -> float:
+        return FOREVER if ttl is None else self._clock.wall() + ttl
+
+    # Many entries ---------------------------------------------------------------------------------------------------
+
+    def shards(self) -> list[str]:
+        """List the shards that there are."""
+        try:
+            root = open_root(self.path)
+        except FileNotFoundError:
+            return []
+        try:
+            return sorted(filter(_SHARD_NAME.fullmatch, list_directory(root)))
+        finally:
+            os.close(root)
+
+    def names(self, shard_name: str) -> list[str]:
+        """List the entries of a shard, as names."""
+        with Shard(self.path, shard_name) as shard:
+            return list(filter(_ENTRY_NAME.fullmatch, list_directory(shard.fd)))
+
+    def keys(self, shard_name: str, names: list[str], prefix: bytes) -> list[str]:
+        """Return the keys of those of the entries that are alive and begin with ``prefix``."""
+        found: list[str] = []
+        now = self._clock.wall()
+        with Shard(self.path, shard_name) as shard:
+            for name in names:
+                record = _peek(shard, name)
+                if record is not None and record.expires_at > now and record.key.startswith(prefix):
+                    with suppress(UnicodeDecodeError):  # nobody can ask for it
+                        found.append(record.key.decode())
+        return found
+
+    def clear(self, shard_name: str, names: list[str], prefix: bytes) -> None:
+        """Remove those of the entries whose keys begin with ``prefix``."""
+        with Shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
+            for name in names:
+                record = _peek(shard, name)
+                if record is not None and record.key.startswith(prefix):
+                    self._drop(shard, name)
 
     def tidy(self, shard_name: str) -> list[tuple[float, str, str]]:
         """Remove from a shard what no reader can see, count it anew, and return its entries with their last use."""
@@ -356,11 +361,11 @@ class Store:
         bodies: set[str] = set()
         total = 0
         certain = True  # that what cannot be read is not there: without a free descriptor, nothing can be read
-        with suppress(FileNotFoundError), open_shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
-            names = os.listdir(shard.fd)  # noqa: PTH208 - a descriptor
+        with suppress(FileNotFoundError), Shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
+            names = list_directory(shard.fd)
             for name in filter(_ENTRY_NAME.fullmatch, names):
                 try:
-                    record = self._read(shard, name)[0]
+                    record = _read(shard, name, _PEEK)[0]
                 except OSError as error:
                     if error.errno != errno.ELOOP:  # a link is nothing of ours
                         certain = False
@@ -382,13 +387,33 @@ class Store:
         return entries
 
     def _evict(self, used_at: float, shard_name: str, name: str) -> None:
-        with suppress(FileNotFoundError), open_shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
+        with suppress(FileNotFoundError), Shard(self.path, shard_name) as shard, locked(shard.fd, "lock"):
             if _used_at(shard, name) == used_at:
                 self._drop(shard, name)
 
 
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+def _read(shard: Shard, name: str, most: int) -> tuple[Record | None, bytes]:
+    """Read an entry's file: what it says, and its first bytes, ``most`` of them at the most."""
+    fd = os.open(name, READ, dir_fd=shard.fd)
+    try:
+        state = os.fstat(fd)
+        if not stat.S_ISREG(state.st_mode) or state.st_size > LARGEST_RECORD:
+            return None, b""
+        data = os.pread(fd, min(state.st_size, most), 0)
+        record = unpack(data, state.st_size)
+        if record is None and len(data) < state.st_size:
+            record = unpack(os.pread(fd, state.st_size, 0), state.st_size)  # a long key
+        return record, data
+    finally:
+        os.close(fd)
+
+
+def _peek(shard: Shard, name: str) -> Record | None:
+    """Read what an entry says, alive or not; ``None`` for whatever is not one."""
+    try:
+        return _read(shard, name, _PEEK)[0]
+    except OSError:
+        return None
 
 
 def _used_at(shard: Shard, name: str) -> float:

@@ -1,0 +1,130 @@
+"""`Notes`: what a cache tells of itself - counters, events, the log - in the words of `acache.events`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+from .clock import FOREVER
+from .errors import BackendError, DecodeError
+from .events import (
+    BackendFailed,
+    Coalesced,
+    Counters,
+    DecodeFailed,
+    Evicted,
+    FillRefused,
+    Hit,
+    Invalidated,
+    Loaded,
+    LoadFailed,
+    Miss,
+    Observer,
+    Stored,
+    emit,
+    logger,
+)
+from .policy import Policy
+
+__all__ = ["Notes"]
+
+
+class Notes:
+    """Takes note for one facade: counts always, builds an event only if somebody observes."""
+
+    __slots__ = ("_namespace", "_observers", "_policy", "_touch", "counters")
+
+    def __init__(
+        self,
+        namespace: str,
+        policy: Policy,
+        counters: Counters,
+        observers: tuple[Observer, ...],
+        touch: Callable[[str], object],
+    ) -> None:
+        self._namespace: Final = namespace
+        self._policy: Final = policy
+        self._observers: Final = observers
+        self._touch: Final = touch
+        self.counters: Final = counters
+
+    def hit(
+        self, key: str, tier: Literal["near", "far"], *, stale: bool = False, counters: Counters | None = None
+    ) -> None:
+        """A value was found; ``counters`` are those of the decorated function that asked."""
+        counters = counters or self.counters
+        if stale:
+            counters.hits_stale += 1
+        elif tier == "near":
+            counters.hits_near += 1
+            self._touch(key)
+        else:
+            counters.hits_far += 1
+        if self._observers:
+            emit(self._observers, Hit(namespace=self._namespace, key=key, tier=tier, stale=stale))
+
+    def miss(self, key: str, counters: Counters | None = None) -> None:
+        """Nothing was found."""
+        (counters or self.counters).misses += 1
+        if self._observers:
+            emit(self._observers, Miss(namespace=self._namespace, key=key))
+
+    def coalesced(self, key: str, counters: Counters) -> None:
+        """A caller joined a load that was running."""
+        counters.coalesced += 1
+        if self._observers:
+            emit(self._observers, Coalesced(namespace=self._namespace, key=key))
+
+    def loaded(self, key: str, took: float) -> None:
+        """A loader returned after so many seconds."""
+        if self._observers:
+            emit(self._observers, Loaded(namespace=self._namespace, key=key, seconds=took))
+
+    def load_failed(self, key: str, took: float, error: Exception, counters: Counters) -> None:
+        """A loader raised after so many seconds."""
+        counters.load_failures += 1
+        if self._observers:
+            emit(self._observers, LoadFailed(namespace=self._namespace, key=key, seconds=took, error=error))
+
+    def stored(self, key: str, lifetime: float) -> None:
+        """A value was stored for so many seconds."""
+        if self._observers:
+            ttl = None if lifetime == FOREVER else lifetime
+            emit(self._observers, Stored(namespace=self._namespace, key=key, ttl=ttl))
+
+    def refused(self, key: str, counters: Counters) -> None:
+        """A loaded value was not stored: somebody wrote or invalidated meanwhile."""
+        counters.fills_refused += 1
+        if self._observers:
+            emit(self._observers, FillRefused(namespace=self._namespace, key=key))
+
+    def invalidated(self, reason: Literal["delete", "tags", "clear"], key: str, tags: tuple[str, ...] = ()) -> None:
+        """Something was removed on purpose."""
+        self.counters.invalidations += 1
+        if self._observers:
+            emit(self._observers, Invalidated(namespace=self._namespace, key=key, reason=reason, tags=tags))
+
+    def removed(self, namespace: str, key: str, cause: Literal["size", "expired"]) -> None:
+        """The near tier let go of an entry, of whatever namespace."""
+        emit(self._observers, Evicted(namespace=namespace, key=key, cause=cause))
+
+    def garbage(self, key: str, error: DecodeError) -> None:
+        """What was found could not be read, and counts as nothing."""
+        self.counters.decode_failures += 1
+        logger.warning("%r in namespace %r was taken as a miss: %s", key, self._namespace, error)
+        if self._observers:
+            emit(self._observers, DecodeFailed(namespace=self._namespace, key=key, error=error))
+
+    def failure(self, operation: str, key: str, error: BackendError, *, raised: bool) -> None:
+        """The far tier failed; ``raised``: the caller is told."""
+        self.counters.backend_errors += 1
+        if self._observers:
+            event = BackendFailed(namespace=self._namespace, key=key, operation=operation, error=error, raised=raised)
+            emit(self._observers, event)
+
+    def tolerate(self, operation: str, key: str, error: BackendError, policy: Policy | None = None) -> None:
+        """Note a failure of the far tier, and raise it if the policy says so.  Called while ``error`` is handled."""
+        raised = (policy or self._policy).on_backend_error == "raise"
+        self.failure(operation, key, error, raised=raised)
+        if raised:
+            raise error

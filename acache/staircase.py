@@ -1,0 +1,376 @@
+"""`Staircase`: what happens between a caller who finds nothing fresh near and his value.
+
+Going down: near tier, stale value, running flight, in one synchronous step; and inside the flight: near tier again, far
+tier, loader, guarded fill, waiters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from functools import partial
+from math import log
+from random import random
+from types import TracebackType
+from typing import Any, Final, NamedTuple
+
+from .backends.base import Version
+from .clock import FOREVER, ttl_seconds
+from .coherence import TagCell
+from .errors import BackendError, LoadTimeout
+from .loading import UNSERVED, Flight, Load, Mark, NotLoaded
+from .memory import Record
+from .policy import Policy
+from .remote import FILL_WITHIN, Remote
+from .tiers import Received, Tiers, until_due
+
+__all__ = ["Staircase", "ahead"]
+
+_BACKOFFS: Final = 1000
+NEVER: Final = -FOREVER
+_UNKNOWN: Final[Any] = object()
+
+
+class _Fallback(NamedTuple):
+    """What a flight offers that could not load: each waiter takes it or not, by its own policy."""
+
+    value: Any
+    fresh_until: float
+    """Monotonic."""
+    error: Exception | None
+    """What the loader raised; ``None`` if it was not asked, because it failed a moment ago."""
+    trace: TracebackType | None
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """What a flight notes on its way down, for the fill to compare."""
+
+    load: Load
+    mark: Mark
+    remote: Remote | None
+    looked_at: float
+    """When it looked at the far tier; monotonic."""
+    version: Version = _UNKNOWN
+    stale: Received | None = None
+    cells: tuple[TagCell, ...] = ()
+    tokens: dict[str, bytes] = field(default_factory=dict)
+    served: bool = False
+    """Whether somebody has an answer already, so that the load is no miss."""
+
+    @property
+    def current(self) -> bool:
+        """Whether nothing in this process wrote the key or its tags since."""
+        return self.mark.intact and not any(cell.spoilt for cell in self.cells)
+
+
+class Staircase:
+    """The way of one facade from a miss to a value."""
+
+    __slots__ = ("_notes", "_now", "_scope", "_tiers")
+
+    def __init__(self, tiers: Tiers) -> None:
+        self._tiers: Final = tiers
+        self._notes: Final = tiers.notes
+        self._scope: Final = tiers.scope
+        self._now: Final = tiers.now
+
+    async def resolve(self, load: Load) -> Any:
+        """Steps 1 to 4 of the staircase: near tier, stale value, running flight; all in one synchronous step."""
+        tier: Final = "near" if self._tiers.remote is None else "far"
+        while True:
+            self._tiers.check_open()
+            key, policy, flights, now = load.key, load.policy, self._scope.flights, self._now()
+            record = self._tiers.find(key, load.type)
+            if record is not None and record[1] > now:
+                self._notes.hit(key, "near", counters=load.counters)
+                if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
+                    flights.start(key, partial(self._fly_again, load, record), tags=load.tags, background=True)
+                return self._tiers.value_of(record, load.type)
+            flight = flights.current(key)
+            started = flight is None
+            if flight is None:
+                behind = policy.finish_abandoned
+                flight = flights.start(key, partial(self._fly, load), tags=load.tags, background=behind)
+                if record is not None and self._tiers.remote is None:
+                    self._serve_stale(load, flight, self._stale(record, now, load.type))
+            early = flight.early(_patience(policy), now)
+            if early is not UNSERVED:
+                flight.background = True
+                self._notes.hit(key, tier, stale=True, counters=load.counters)
+                return self._tiers.own(early, load.type)
+            if not started:
+                self._notes.coalesced(load.key, load.counters)
+            result = await flights.join(flight, _patience(policy))
+            if type(result) is not _Fallback:
+                return self._tiers.own(result, load.type)
+            window = policy.stale_for if result.error is None else policy.stale_if_error
+            if self._now() - result.fresh_until < window:
+                self._notes.hit(key, tier, stale=True, counters=load.counters)
+                return self._tiers.own(result.value, load.type)
+            if result.error is not None:
+                raise result.error.with_traceback(result.trace)
+            # Another caller's flight spared the loader, and this one may not have a stale value: a flight of its own.
+
+    def _serve_stale(self, load: Load, flight: Flight, stale: Received) -> bool:
+        """Step 3: answer those who take a stale value; they need not wait for the load."""
+        now = self._now()
+        if -stale.fresh_for >= load.policy.stale_while_revalidate:
+            return False
+        return flight.serve_early(stale.value, -stale.fresh_for, now)
+
+    def _spared(self, load: Load, stale: Received | None) -> _Fallback | None:
+        """Return the stale value to answer with if the loader failed a moment ago, and the policy has a window."""
+        now = self._now()
+        if stale is None or -stale.fresh_for >= load.policy.stale_for or not self._backing_off(load.key, now):
+            return None
+        return _Fallback(stale.value, now + stale.fresh_for, None, None)
+
+    async def reload(self, load: Load) -> Any:
+        """Load although there may be a fresh value; join a load that is running."""
+        self._tiers.check_open()
+        flight = self._scope.flights.current(load.key)
+        if flight is None:
+            fly = partial(self._fly_again, load, None)
+            behind = load.policy.finish_abandoned
+            flight = self._scope.flights.start(load.key, fly, tags=load.tags, background=behind)
+        else:
+            self._notes.coalesced(load.key, load.counters)
+        result = await self._scope.flights.join(flight, NEVER)
+        if type(result) is not _Fallback:
+            return self._tiers.own(result, load.type)
+        if result.error is None:
+            return await self.reload(load)
+        raise result.error.with_traceback(result.trace)
+
+    async def _fly(self, load: Load, flight: Flight) -> Any:
+        """Steps 5 and 6: look at the near tier again, then at the far tier."""
+        key, policy = load.key, load.policy
+        record = self._tiers.find(key, load.type)
+        if record is not None and record[1] > self._now():
+            # 1: a caller finds nothing and starts this flight. 2: set() stores a value. 3: this flight begins.
+            return self._tiers.value_of(record, load.type)
+        attempt = _Attempt(load, self._scope.watch.open(key), self._tiers.remote_for(policy), self._now())
+        try:
+            if attempt.remote is None:
+                if record is not None:
+                    attempt.stale = self._stale(record, attempt.looked_at, load.type)
+                return self._spared(load, attempt.stale) or await self._load(attempt, flight)
+            received = await self._look(attempt, attempt.remote)
+            if received is not None and received.fresh_for > 0:
+                if attempt.mark.intact:
+                    self._tiers.keep_received(key, received, policy)
+                self._notes.hit(key, "far", counters=load.counters)
+                if not self._due_far(received, policy) or self._backing_off(key, self._now()):
+                    return received.value
+                attempt.served = flight.serve_early(received.value, -received.fresh_for, self._now())
+            elif received is not None:
+                if (spared := self._spared(load, received)) is not None:
+                    return spared
+                attempt.served = self._serve_stale(load, flight, received)
+                if attempt.served:
+                    self._notes.hit(key, "far", stale=True, counters=load.counters)
+            attempt.stale = received
+            return await self._load(attempt, flight)
+        finally:
+            self._scope.watch.close(key, attempt.mark)
+
+    async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
+        """Load although there may be a fresh value: of what is there, only the version matters."""
+        attempt = _Attempt(load, self._scope.watch.open(load.key), self._tiers.remote_for(load.policy), self._now())
+        attempt.served = True  # what was there was fresh: this is no miss
+        try:
+            if attempt.remote is not None:
+                try:
+                    attempt.version = (await attempt.remote.read(load.key)).version
+                except BackendError as error:
+                    self._notes.tolerate("refresh", load.key, error, load.policy)
+            if record is not None:
+                attempt.stale = self._stale(record, self._now(), load.type)
+            return await self._load(attempt, flight)
+        finally:
+            self._scope.watch.close(load.key, attempt.mark)
+
+    async def _look(self, attempt: _Attempt, remote: Remote) -> Received | None:
+        """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
+        load = attempt.load
+        try:
+            seen = await remote.read(load.key)
+            attempt.version = seen.version
+            return await self._tiers.receive(load.key, seen, load.type)
+        except BackendError as error:  # on the way to the entry, or to its tags
+            self._notes.tolerate("get_or_load", load.key, error, load.policy)
+            return None
+
+    async def _load(self, attempt: _Attempt, flight: Flight) -> Any:
+        """Steps 8 to 10: take note of the tags, run the loader, fill; the flight tells the waiters."""
+        load, stale = attempt.load, attempt.stale
+        if not attempt.served and flight.early(FOREVER, self._now()) is UNSERVED:
+            self._notes.miss(load.key, load.counters)
+        attempt.cells = self._scope.tags.cells(load.tags)
+        if load.tags and attempt.remote is not None and attempt.version is not _UNKNOWN:
+            try:
+                attempt.tokens = await attempt.remote.make_tag_tokens(load.tags)
+            except BackendError as error:
+                self._notes.tolerate("get_or_load", load.key, error, load.policy)
+                attempt.version = _UNKNOWN
+        if flight.abandoned:
+            # A client library may have swallowed the cancellation on the way here.
+            raise asyncio.CancelledError
+        load.counters.loads += 1
+        started = self._now()
+        try:
+            value = await self._run_softly(load, flight, stale)
+        except NotLoaded:
+            raise
+        except Exception as error:
+            self._notes.load_failed(load.key, self._now() - started, error, load.counters)
+            if stale is None:
+                raise
+            self._back_off(load.key, load.policy)
+            return _Fallback(stale.value, started + stale.fresh_for, error, error.__traceback__)
+        took = self._now() - started
+        self._scope.backoffs.pop(load.key, None)
+        self._notes.loaded(load.key, took)
+        if flight.abandoned:
+            # It was cancelled and would not stop; whoever came later has a load, and perhaps a value, of their own.
+            self._notes.refused(load.key, load.counters)
+        elif load.condition is None or load.condition(value):
+            await self._fill(attempt, value, took)
+        return value
+
+    async def _run_softly(self, load: Load, flight: Flight, stale: Received | None) -> Any:
+        """Run the loader; after ``soft_timeout`` those who wait get the stale value."""
+        policy = load.policy
+        if policy.soft_timeout is None or stale is None or stale.fresh_for <= -policy.stale_for:
+            return await self._run(load)
+
+        def lose_patience() -> None:
+            now = self._now()
+            flight.serve_early(stale.value, now - began - stale.fresh_for, now)
+
+        began = self._now()
+        timer = self._tiers.shared.clock.call_later(policy.soft_timeout, lose_patience)
+        try:
+            return await self._run(load)
+        finally:
+            timer.cancel()
+
+    async def _run(self, load: Load) -> Any:
+        timeout = load.policy.load_timeout
+        if timeout is None:
+            return await _awaitable(load)
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - a flight is a task
+        late = False
+
+        def expire() -> None:
+            nonlocal late
+            late = True
+            task.cancel()
+
+        timer = self._tiers.shared.clock.call_later(timeout, expire)
+        try:
+            return await _awaitable(load)
+        except asyncio.CancelledError:
+            if late and task.uncancel() == 0:
+                msg = f"the loader of {load.key!r} took longer than load_timeout={timeout} s"
+                raise LoadTimeout(msg) from None
+            raise
+        finally:
+            timer.cancel()
+
+    async def _fill(self, attempt: _Attempt, value: Any, took: float) -> None:
+        """Step 9: store the loaded value, unless anything wrote the key or its tags since the load looked."""
+        load, remote = attempt.load, attempt.remote
+        if not attempt.current:
+            self._notes.refused(load.key, load.counters)
+            return
+        lifetime = self._load_ttl(load, value)
+        if remote is not None and attempt.version is not _UNKNOWN:
+            payload = self._tiers.codec.encode(value)
+            envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
+            filled = False
+            if self._now() - attempt.looked_at <= FILL_WITHIN:
+                try:
+                    filled = await remote.fill(load.key, envelope, attempt.version)
+                    if filled and not remote.guarded and not attempt.current:
+                        # An engine that cannot compare and set may have put the old value over a newer one, or over
+                        # nothing.  Nothing is the safe side.
+                        await remote.delete(load.key)
+                except BackendError as error:
+                    # Whether it was stored is unknown, and so is whether it would have been refused: not near either.
+                    self._notes.failure("fill", load.key, error, raised=False)
+                    return
+            if not (filled and attempt.current):
+                self._notes.refused(load.key, load.counters)
+                return
+        load_time = took if load.policy.early_refresh else 0.0
+        if remote is not None:
+            lifetime = until_due(lifetime, lifetime, load.policy)
+        self._tiers.keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
+        self._notes.stored(load.key, lifetime)
+
+    def _stale(self, record: Record, now: float, type_: Any) -> Received:
+        return Received(self._tiers.value_of(record, type_), record[1] - now, 0.0, None)
+
+    @staticmethod
+    def _load_ttl(load: Load, value: Any) -> float:
+        policy = load.policy
+        negative = value is None and policy.negative_ttl is not None
+        return policy.shorten(ttl_seconds(policy.negative_ttl if negative else policy.ttl))
+
+    def _due(self, record: Record, policy: Policy, now: float) -> bool:
+        """Tell whether a fresh near value should be refreshed behind; over a far tier its dates decide instead."""
+        if self._tiers.remote is not None or record[1] == FOREVER:
+            return False
+        load_time = 0.0 if record[3] is None else record[3].load_time
+        return _early(policy, record[1] - now, record[2], load_time)
+
+    def _due_far(self, received: Received, policy: Policy) -> bool:
+        if received.fresh_for == FOREVER:
+            return False
+        load_time = 0.0 if received.extra is None else received.extra.load_time
+        return _early(policy, received.fresh_for, received.ttl, load_time)
+
+    def _backing_off(self, key: str, now: float) -> bool:
+        until = self._scope.backoffs.get(key)
+        return until is not None and now < until
+
+    def _back_off(self, key: str, policy: Policy) -> None:
+        backoffs, now = self._scope.backoffs, self._now()
+        if len(backoffs) >= _BACKOFFS:
+            for old in [old for old, until in backoffs.items() if until <= now]:
+                del backoffs[old]
+            if len(backoffs) >= _BACKOFFS:
+                backoffs.clear()
+        backoffs[key] = now + policy.error_backoff
+
+
+def ahead(policy: Policy) -> bool:
+    """Tell whether a policy has to see each hit, as some of them refresh."""
+    return bool(policy.early_refresh) or policy.refresh_ahead is not None
+
+
+def _patience(policy: Policy) -> float:
+    """Return how stale a value may be for a caller to take it while a load runs."""
+    return policy.stale_for if policy.soft_timeout is not None else policy.stale_while_revalidate
+
+
+def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:
+    """Tell whether a value with ``left`` of its ``ttl`` seconds should be refreshed behind."""
+    if policy.refresh_ahead is not None and left <= ttl * (1.0 - policy.refresh_ahead):
+        return True
+    # XFetch: refresh when  -load_time * beta * ln(random)  reaches the time that is left.
+    return bool(policy.early_refresh) and -load_time * policy.early_refresh * log(1.0 - random()) >= left  # noqa: S311
+
+
+def _awaitable(load: Load) -> Awaitable[Any]:
+    result = load.loader()
+    if not hasattr(result, "__await__"):
+        msg = (
+            f"the loader of {load.key!r} returned a {type(result).__qualname__} instead of an awaitable: use async def"
+        )
+        raise TypeError(msg)
+    return result

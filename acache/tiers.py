@@ -1,0 +1,341 @@
+"""`Tiers`: the near and the far tier of one namespace, as one facade with its codec and its policy sees them.
+
+Here stands how a value gets into and out of each tier; when it does is the business of `acache.staircase` and
+`acache.cache`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from .backends.base import Backend
+from .clock import FOREVER, Clock
+from .codecs import Codec, Msgpack
+from .coherence import TagCell, Tags
+from .entry import BARELY_FRESH, Envelope, new_token
+from .errors import CacheClosed, DecodeError
+from .events import Counters, Observer
+from .loading import Flights, Watch
+from .memory import Memory, Record, Space
+from .notes import Notes
+from .policy import Policy
+from .remote import Breaker, Remote, Seen
+
+__all__ = ["MISS", "Extra", "Received", "Scope", "Shared", "Tiers", "until_due"]
+
+NEAR_TTL: Final = 5.0
+"""Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
+unseen.  ``Memory(ttl=...)`` sets another."""
+MISS: Final[Any] = object()
+
+
+class Extra(NamedTuple):
+    """What a near record carries beyond value and dates, when it carries anything."""
+
+    cells: tuple[TagCell, ...]
+    load_time: float
+
+
+class Received(NamedTuple):
+    """A far entry, decoded and found valid."""
+
+    value: Any
+    fresh_for: float
+    """Seconds of freshness left; zero or less is stale."""
+    ttl: float
+    extra: Extra | None
+
+
+class Scope:
+    """What the views of one namespace share."""
+
+    __slots__ = ("backoffs", "batches", "flights", "space", "tags", "watch")
+
+    def __init__(self, space: Space | None) -> None:
+        self.space: Final = space
+        self.flights: Final = Flights()
+        self.watch: Final = Watch()
+        self.tags: Final = Tags()
+        self.backoffs: Final[dict[str, float]] = {}
+        """Until when a key whose loader failed is not loaded again; monotonic."""
+        self.batches: Final[set[asyncio.Task[None]]] = set()
+        """The calls of batch loaders under way."""
+
+    async def aclose(self) -> None:
+        """End every load, and wait until they have ended."""
+        await self.flights.aclose()
+        loop, here = asyncio.get_running_loop(), asyncio.current_task()
+        batches = [task for task in self.batches if task.get_loop() is loop and task is not here]
+        for task in batches:
+            if not task.cancelling():  # a second time would cut its cleaning up short
+                task.cancel()
+        if batches:
+            await asyncio.wait(batches)
+
+
+@dataclass(slots=True)
+class Shared:
+    """What a cache and its views share."""
+
+    backend: Backend | None
+    memory: Memory | None
+    clock: Clock
+    observers: tuple[Observer, ...]
+    counters: Counters
+    breaker: Breaker
+    scopes: dict[str, Scope]
+    functions: set[tuple[str, str]]
+    closed: bool = False
+
+    def scope(self, namespace: str) -> Scope:
+        """Return the one of this namespace."""
+        scope = self.scopes.get(namespace)
+        if scope is None:
+            space = None if self.memory is None else self.memory.space(namespace)
+            scope = self.scopes[namespace] = Scope(space)
+        return scope
+
+
+class Tiers:
+    """Both tiers of one namespace."""
+
+    __slots__ = (
+        "_remotes",
+        "given_codec",
+        "isolated",
+        "namespace",
+        "near_ttl",
+        "notes",
+        "now",
+        "policy",
+        "remote",
+        "scope",
+        "shared",
+        "space",
+    )
+
+    def __init__(self, shared: Shared, namespace: str, codec: Codec | None, policy: Policy) -> None:
+        memory = shared.memory
+        self.shared: Final = shared
+        self.namespace: Final = namespace
+        self.given_codec = codec
+        self.policy: Final = policy
+        self.scope: Final = shared.scope(namespace)
+        self.space: Final = self.scope.space
+        self.now: Final = shared.clock.monotonic
+        self.isolated: Final = memory is not None and memory.isolate
+        touch: Callable[[str], object] = _nothing if self.space is None else self.space.touch
+        self.notes: Final = Notes(namespace, policy, shared.counters, shared.observers, touch)
+        self._remotes: Final[dict[float, Remote]] = {}
+        self.remote: Final = self.remote_for(policy)
+        near_ttl = FOREVER if memory is None else memory.ttl
+        self.near_ttl: Final = NEAR_TTL if self.remote is not None and near_ttl == FOREVER else near_ttl
+        if memory is not None:
+            memory.keep_stale = max(memory.keep_stale, policy.stale_for)
+
+    @property
+    def codec(self) -> Codec:
+        """What was given, or `Msgpack`, made when first needed."""
+        if self.given_codec is None:
+            self.given_codec = Msgpack()
+        return self.given_codec
+
+    def check_open(self) -> None:
+        """Refuse to go on with a cache that was closed."""
+        if self.shared.closed:
+            msg = "this cache was closed: open it again with `async with`, or build a new one"
+            raise CacheClosed(msg)
+
+    def forget(self, key: str) -> None:
+        """Keep what is being loaded or read under ``key`` at this moment from being stored."""
+        self.scope.flights.forget(key)
+        self.scope.watch.break_key(key)
+
+    def forget_all(self) -> None:
+        """Keep everything that is being loaded or read from being stored, and drop the near tier."""
+        scope = self.scope
+        scope.flights.forget_all()
+        scope.watch.break_all()
+        scope.tags.spoil_all()
+        if scope.space is not None:
+            scope.space.clear()
+
+    # Near -----------------------------------------------------------------------------------------------------------
+
+    def find(self, key: str, type_: Any = None) -> Record | None:
+        """Return the near record if its tags hold, and it can be read; fresh or not."""
+        if self.space is None:
+            return None
+        record = self.space.records.get(key)
+        if record is None:
+            return None
+        if record[3] is not None and any(cell.spoilt for cell in record[3].cells):
+            self.space.pop(key)
+            return None
+        if self.isolated:
+            try:
+                self.value_of(record, type_)
+            except DecodeError as error:
+                self.notes.garbage(key, error)
+                return None
+        return record
+
+    def find_fresh(self, key: str, type_: Any = None) -> Any:
+        """Return the fresh near value and count the hit, or ``MISS``."""
+        self.check_open()
+        record = self.find(key, type_)
+        if record is None or record[1] <= self.now():
+            return MISS
+        self.notes.hit(key, "near")
+        return self.value_of(record, type_)
+
+    def value_of(self, record: Record, type_: Any = None) -> Any:
+        """Return the value of a near record; a copy of its own where the near tier is isolated."""
+        return self.codec.decode(record[0], type_) if self.isolated else record[0]
+
+    def own(self, value: Any, type_: Any) -> Any:
+        """Give one of several callers a value; a copy of its own where the near tier is isolated."""
+        return self.codec.decode(self.codec.encode(value), type_) if self.isolated else value
+
+    def form(self, value: Any) -> Any:
+        """Return what the near tier keeps of a value."""
+        return self.codec.encode(value) if self.isolated else value
+
+    def keep(
+        self, key: str, value: Any, lifetime: float, *, cells: tuple[TagCell, ...] = (), load_time: float = 0.0
+    ) -> None:
+        """Put a value near."""
+        if self.space is not None:
+            extra = Extra(cells, load_time) if cells or load_time else None
+            self.put(key, self.form(value), lifetime, extra, self.now())
+
+    def keep_received(self, key: str, received: Received, policy: Policy | None = None) -> None:
+        """Put what came from the far tier near, for as long as it may hide the original."""
+        if self.space is not None and received.ttl > 0:
+            lifetime = until_due(received.fresh_for, received.ttl, policy or self.policy)
+            extra = received.extra if received.extra is not None and received.extra.cells else None
+            if lifetime > 0:
+                self.put(key, self.form(received.value), lifetime, extra, self.now())
+
+    def put(self, key: str, form: Any, lifetime: float, extra: Extra | None, now: float) -> None:
+        """Put near what `form` made of a value."""
+        if self.space is None or self.shared.closed:
+            return
+        lifetime = min(lifetime, self.near_ttl)
+        record = (form, now + lifetime, now if lifetime == FOREVER else lifetime, extra)
+        self.space.put(key, record, now)
+
+    def drop(self, key: str) -> None:
+        """Remove the near copy."""
+        if self.space is not None:
+            self.space.pop(key)
+
+    # Far ------------------------------------------------------------------------------------------------------------
+
+    def remote_for(self, policy: Policy) -> Remote | None:
+        """Return the far tier under the deadline of ``policy``."""
+        shared, deadline = self.shared, policy.backend_timeout
+        if shared.backend is None:
+            return None
+        remote = self._remotes.get(deadline)
+        if remote is None:
+            if len(self._remotes) >= 16:  # noqa: PLR2004 - deadlines computed per call must not grow it for ever
+                self._remotes.clear()
+            remote = self._remotes[deadline] = Remote(
+                shared.backend, self.namespace, deadline=deadline, clock=shared.clock, breaker=shared.breaker
+            )
+        return remote
+
+    async def receive(self, key: str, seen: Seen, type_: Any, *, decode: bool = True) -> Received | None:
+        """Turn what a far read saw into a value, if it is one: readable, and with current tags.
+
+        Raises:
+            BackendError: the tags could not be read.
+        """
+        tags = () if seen.envelope is None else seen.envelope.tags
+        cells, tokens = await self._tags_of(tags) if tags else ({}, {})
+        return self._valid(key, seen, type_, decode, cells, tokens)
+
+    async def receive_many(self, there: Mapping[str, Seen], type_: Any) -> dict[str, Received]:
+        """Do as `receive` for what one read of many keys saw; the tags of all are read at once."""
+        tags = [pair for seen in there.values() if seen.envelope is not None for pair in seen.envelope.tags]
+        cells, tokens = await self._tags_of(tags) if tags else ({}, {})
+        received = {key: self._valid(key, seen, type_, True, cells, tokens) for key, seen in there.items()}
+        return {key: one for key, one in received.items() if one is not None}
+
+    async def _tags_of(self, tags: Iterable[tuple[str, bytes]]) -> tuple[Mapping[str, TagCell], Mapping[str, bytes]]:
+        names = list(dict.fromkeys([tag for tag, _ in tags]))
+        cells = dict(zip(names, self.scope.tags.cells(names), strict=True))
+        assert self.remote is not None  # noqa: S101 - for the type checker
+        return cells, await self.remote.tag_tokens(names)
+
+    def _valid(
+        self,
+        key: str,
+        seen: Seen,
+        type_: Any,
+        decode: bool,  # noqa: FBT001 - positional, as all here
+        known: Mapping[str, TagCell],
+        tokens: Mapping[str, bytes],
+    ) -> Received | None:
+        if seen.garbage is not None:
+            self.notes.garbage(key, seen.garbage)
+            return None
+        if seen.number is not None:
+            # A counter says nothing about its time to live, so it is never kept near.
+            return Received(seen.number, FOREVER, 0.0, None)
+        envelope = seen.envelope
+        if envelope is None:
+            return None
+        cells = tuple([known[tag] for tag, _ in envelope.tags])
+        if any(tokens.get(tag) != token for tag, token in envelope.tags) or any(cell.spoilt for cell in cells):
+            return None
+        try:
+            value = self.decode(envelope, type_) if decode else None
+        except DecodeError as error:
+            self.notes.garbage(key, error)
+            return None
+        left = seen.left(self.shared.clock.wall())
+        if left == BARELY_FRESH:
+            return Received(value, left, 0.0, None)
+        extra = Extra(cells, envelope.load_time) if cells or envelope.load_time else None
+        return Received(value, left, envelope.fresh_for, extra)
+
+    def decode(self, envelope: Envelope, type_: Any) -> Any:
+        """Return the value in an envelope.
+
+        Raises:
+            DecodeError: another codec wrote it, or it is damaged.
+        """
+        if envelope.codec != self.codec.name:
+            msg = f"written by the codec {envelope.codec!r}, and this cache reads {self.codec.name!r}"
+            raise DecodeError(msg)
+        return self.codec.decode(envelope.payload, type_)
+
+    def envelope(
+        self,
+        payload: bytes,
+        lifetime: float,
+        tokens: Mapping[str, bytes],
+        load_time: float = 0.0,
+        policy: Policy | None = None,
+    ) -> Envelope:
+        """Put an encoded value into an envelope with today's date and a token of its own."""
+        keep_for = lifetime + (policy or self.policy).stale_for
+        tags = tuple(tokens.items())
+        wall = self.shared.clock.wall()
+        return Envelope(new_token(), wall, lifetime, keep_for, load_time, self.codec.name, tags, payload)
+
+
+def until_due(left: float, ttl: float, policy: Policy) -> float:
+    """Return how long a near copy may hide the far entry's age: until a hit has to refresh it."""
+    if policy.refresh_ahead is None or ttl == FOREVER:
+        return left
+    return left - ttl * (1.0 - policy.refresh_ahead)
+
+
+def _nothing(*_: object) -> None:
+    """Stand in for the near tier of a cache without one."""
