@@ -1,6 +1,7 @@
 """RESP2 and RESP3, the protocol of Redis: commands to bytes, bytes to replies.
 
-By ``hiredis`` where it is installed, else by the functions here, which do the same more slowly.
+By ``hiredis`` where it is installed (pip install 'acache[redis]' brings it), else by what stands here, which does the
+same more slowly.
 https://redis.io/docs/latest/develop/reference/protocol-spec/
 """
 
