@@ -164,9 +164,10 @@ class Cache:
     def from_url(cls, url: str, **options: Any) -> Self:
         """Build a cache over the backend that ``url`` names; ``options`` are those of `Cache`.
 
-        ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db``, ``rediss://``, ``valkey://``,
-        ``unix://path``, ``mongodb://host/database?collection=name``, ``mongodb+srv://``,
-        ``memcached://host:port,host2:port``, ``null://``.
+        ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db`` (``rediss``, ``valkey``,
+        ``valkeys``, ``unix:///path``), ``redis+cluster://host:port``, ``redis+sentinel://host:port/service``,
+        ``memcached://host:port,host2:port``, ``mongodb://host/database?collection=name`` (``mongodb+srv``),
+        ``dynamodb://region/table``, ``null://``.
         Nothing connects yet.
 
         Raises:
