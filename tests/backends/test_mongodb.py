@@ -73,10 +73,10 @@ def database(mongodb_url: str) -> Iterator[str]:
 class TestMongoDBBackend(BackendConformance):
     """A client that is built, and both that can be passed in; the server's clock ends the entries."""
 
-    @pytest.fixture(params=["url", *CLIENTS])
+    @pytest.fixture(params=["url", "url, motor", *CLIENTS])
     def backend(self, request: pytest.FixtureRequest, mongodb_url: str, database: str) -> MongoDBBackend:
-        if request.param == "url":
-            return MongoDBBackend.from_url(mongodb_url + database)
+        if request.param.startswith("url"):
+            return MongoDBBackend.from_url(mongodb_url + database + "?client=motor" * ("motor" in request.param))
         return Injected(CLIENTS[request.param](mongodb_url), database=database)
 
 
@@ -629,3 +629,9 @@ async def test_a_replica_that_only_reads_refuses_writes(private_mongodb: Callabl
         await backend.set("k", b"w", ttl=60)
     assert type(caught.value) is BackendRefused
     await backend.aclose()
+
+
+def test_an_unknown_client_is_refused():
+    """By its name, before anything is built."""
+    with pytest.raises(ConfigurationError, match="client=mongoose"):
+        MongoDBBackend.from_url("mongodb://localhost/d?client=mongoose")
