@@ -26,7 +26,7 @@ from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import CachedFunction, Hooks, Rules, build, key_prefix
 from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
-from .remote import Breaker, Seen
+from .remote import Breaker
 from .staircase import Staircase, ahead
 from .tiers import MISS, Extra, Received, Shared, Tiers, until_due
 
@@ -272,7 +272,16 @@ class Cache:
         value = self._tiers.find_fresh(key, type_)
         if value is not MISS:
             return value
-        if self._remote is not None:
+        if self._remote is not None and self._scope.space is None:
+            # Nothing is kept of what is read, so it does not matter who writes meanwhile.
+            try:
+                received = await self._tiers.receive(key, await self._remote.peek(key), type_)
+                if received is not None and received.fresh_for > 0:
+                    self._notes.hit(key, "far")
+                    return received.value
+            except BackendError as error:
+                self._notes.tolerate("get", key, error)
+        elif self._remote is not None:
             mark = self._scope.watch.open(key)
             try:
                 received = await self._tiers.receive(key, await self._remote.peek(key), type_)
@@ -384,6 +393,9 @@ class Cache:
 
     async def _find(self, keys: Iterable[str], type_: Any) -> dict[str, Any]:
         """Return the fresh values, and count the hits; the misses are the caller's."""
+        if self._scope.space is None:
+            self._tiers.check_open()
+            return {} if self._remote is None else await self._get_far(list(keys), type_)
         found: dict[str, Any] = {}
         missing: list[str] = []
         for key in keys:
@@ -399,24 +411,25 @@ class Cache:
     async def _get_far(self, keys: list[str], type_: Any) -> dict[str, Any]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         watch = self._scope.watch
-        marks = {key: watch.open(key) for key in keys}
+        # Without a near tier nothing is kept of what is read.
+        marks = {} if self._scope.space is None else {key: watch.open(key) for key in keys}
         found: dict[str, Any] = {}
         try:
             for key, received in (await self._receive_many(keys, type_)).items():
                 if received.fresh_for > 0:
-                    if marks[key].intact:
+                    if marks and marks[key].intact:
                         self._tiers.keep_received(key, received)
-                    self._notes.hit(key, "far")
                     found[key] = received.value
         finally:
             for key, mark in marks.items():
                 watch.close(key, mark)
+        self._notes.hits_far(found)
         return found
 
     async def _receive_many(self, keys: list[str], type_: Any) -> dict[str, Received]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         try:
-            there: Mapping[str, Seen] = await self._remote.read_many(keys)
+            there: Mapping[str, bytes] = await self._remote.read_many(keys)
         except BackendError as error:
             self._notes.tolerate("get_many", "", error)
             there = error.found

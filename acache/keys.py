@@ -84,12 +84,13 @@ def digest(text: str) -> str:
 class WireKeys:
     """Makes the keys that one namespace's entries have on one engine."""
 
-    __slots__ = ("_max_bytes", "_prefix", "_printable")
+    __slots__ = ("_max_bytes", "_prefix", "_printable", "_short")
 
     def __init__(self, namespace: str, *, max_bytes: int, printable: bool) -> None:
         self._prefix: Final = f"{namespace}::" if namespace else ""
         self._max_bytes: Final = max_bytes
         self._printable: Final = printable
+        self._short: Final = max_bytes - len(self._prefix)
         longest = len(self._internal(f"@#{digest('')}"))
         if longest > max_bytes:
             msg = f"namespace={namespace!r}: too long for this engine, whose keys have at most {max_bytes} bytes"
@@ -102,12 +103,15 @@ class WireKeys:
 
     def entry(self, key: str) -> str:
         """Return the wire key of a user's key."""
+        prefix = self._prefix
+        if prefix and key[0] != "@" and len(key) < self._short and key.isascii() and not self._printable:
+            return prefix + key  # what most keys are
         if key[0] == "@":
             wire = self._internal(f"@{key}")
-        elif not self._prefix and "::" in key:
+        elif not prefix and "::" in key:
             wire = f"::{key}"
         else:
-            wire = self._prefix + key
+            wire = prefix + key
         return self._fit(wire)
 
     def tag(self, tag: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 from .clock import FOREVER
@@ -62,6 +62,13 @@ class Notes:
             counters.hits_far += 1
         if self._observers:
             emit(self._observers, Hit(namespace=self._namespace, key=key, tier=tier, stale=stale))
+
+    def hits_far(self, keys: Collection[str]) -> None:
+        """Values were found in the far tier."""
+        self.counters.hits_far += len(keys)
+        if self._observers:
+            for key in keys:
+                emit(self._observers, Hit(namespace=self._namespace, key=key, tier="far", stale=False))
 
     def miss(self, key: str, counters: Counters | None = None) -> None:
         """Nothing was found."""
