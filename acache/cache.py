@@ -21,7 +21,7 @@ from .entry import Entry
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
 from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
 from .inputs import check_delta, check_loader, check_parts, refuse_lease, several, tag_names
-from .keys import check_key, check_namespace
+from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import CachedFunction, Hooks, Rules, build, key_prefix
 from .memory import Memory, Record, stored_at
@@ -384,7 +384,7 @@ class Cache:
         Raises:
             InvalidKey, BackendError: as for `get`.
         """
-        wanted = dict.fromkeys([check_key(key) for key in several(keys, "keys")])
+        wanted = dict.fromkeys(check_keys(several(keys, "keys")))
         found = await self._find(wanted, type)
         for key in wanted:
             if key not in found:
@@ -672,7 +672,7 @@ class Cache:
             InvalidKey, BackendError: as for `delete`; on an error some may have been removed.
         """
         self._tiers.check_open()
-        wanted = list(dict.fromkeys([check_key(key) for key in several(keys, "keys")]))
+        wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
         if self._remote is None:
             return sum([await self.delete(key) for key in wanted])
         async with _Writing(self, "delete_many", wanted):
@@ -832,7 +832,7 @@ class Cache:
         check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = tag_names(tags)
-        wanted = list(dict.fromkeys([check_key(key) for key in several(keys, "keys")]))
+        wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
         values: dict[str, T] = await self._find(wanted, type)
         missing = [key for key in wanted if key not in values]
         if not missing:

@@ -192,21 +192,27 @@ def unpack(data: bytes) -> Envelope | None:
         raise DecodeError(msg) from error
 
 
-def opener(codec: str) -> Callable[[bytes], tuple[float, float, float, float, bytes] | None]:
+def opener(codec: str) -> Callable[[bytes, float], tuple[float, float, float, bytes] | None]:
     """Return the quick way into what most reads find: a sane value without tags, of this codec.
 
-    It gives created_at, fresh_for, keep_for, load_time and the payload; ``None`` for whatever takes a closer look.
+    It takes a record and the wall clock, and gives the seconds of freshness that are `left`, fresh_for, load_time and
+    the payload; ``None`` for whatever takes a closer look.
     """
     name = codec.encode("ascii")
     head = bytes((_MAGIC, _VERSION, 0, len(name)))
-    payload_at = _HEAD.size + len(name)
+    payload_at, infinity = _HEAD.size + len(name), math.inf
 
-    def open_quickly(data: bytes) -> tuple[float, float, float, float, bytes] | None:
+    def open_quickly(data: bytes, wall: float) -> tuple[float, float, float, bytes] | None:
         if data.startswith(head) and data.startswith(name, _HEAD.size):
             created_at, fresh_for, keep_for, load_time = _DATES.unpack_from(data, _DATES_AT)
             # Comparisons with NaN are false.
-            if -math.inf < created_at < math.inf and 0 < fresh_for <= keep_for and 0 <= load_time < math.inf:
-                return created_at, fresh_for, keep_for, load_time, data[payload_at:]
+            if -infinity < created_at < infinity and 0 < fresh_for <= keep_for and 0 <= load_time < infinity:
+                rest = fresh_for
+                if fresh_for != infinity and wall > created_at:
+                    rest -= wall - created_at
+                    if rest <= 0 and keep_for == fresh_for:
+                        rest = BARELY_FRESH
+                return rest, fresh_for, load_time, data[payload_at:]
         return None
 
     return open_quickly

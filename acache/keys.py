@@ -12,7 +12,7 @@ import enum
 import json
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
@@ -21,7 +21,16 @@ from typing import Any, Final
 
 from .errors import ConfigurationError, InvalidKey, short
 
-__all__ = ["Template", "WireKeys", "argument_text", "arguments_text", "check_key", "check_namespace", "digest"]
+__all__ = [
+    "Template",
+    "WireKeys",
+    "argument_text",
+    "arguments_text",
+    "check_key",
+    "check_keys",
+    "check_namespace",
+    "digest",
+]
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}")
 _VISIBLE: Final = re.compile(r"[!-~]+")
@@ -50,6 +59,11 @@ def check_key(key: object) -> str:
             msg = f"a key must be Unicode text, and {short(key)} holds a lone surrogate"
             raise InvalidKey(msg) from error
     return key
+
+
+def check_keys(keys: Iterable[object]) -> list[str]:
+    """Return ``keys`` if all of them are, as `check_key` does, without a call for each of thousands."""
+    return [key if type(key) is str and key and key.isascii() else check_key(key) for key in keys]
 
 
 def check_namespace(namespace: object) -> str:
@@ -113,6 +127,16 @@ class WireKeys:
         else:
             wire = prefix + key
         return self._fit(wire)
+
+    def entries(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the users' keys by their wire keys."""
+        prefix, short, entry = self._prefix, 0 if self._printable else self._short, self.entry
+        if not prefix:
+            return {entry(key): key for key in keys}
+        # As `entry` does for most keys, without a call for each of thousands.
+        return {
+            prefix + key if len(key) < short and key.isascii() and key[0] != "@" else entry(key): key for key in keys
+        }
 
     def tag(self, tag: str) -> str:
         """Return the wire key of a tag's token."""

@@ -224,8 +224,7 @@ class Remote:
         Raises:
             BackendError: its ``found`` has the entries that could be read, its ``failed`` the keys of the others.
         """
-        entry = self._keys.entry
-        wires = {entry(key): key for key in keys}
+        wires = self._keys.entries(keys)
         try:
             found = await self._get_many(list(wires))
         except BackendError as error:
@@ -241,7 +240,7 @@ class Remote:
         """Store entries that have one lifetime."""
         if not envelopes:
             return
-        wires = {self._keys.entry(key): key for key in envelopes}
+        wires = self._keys.entries(envelopes)
         ttl = _lifetime(next(iter(envelopes.values())).keep_for)
         try:
             await self._set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
@@ -285,7 +284,7 @@ class Remote:
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were seen there when it began."""
-        wires = {self._keys.entry(key): key for key in keys}
+        wires = self._keys.entries(keys)
         try:
             if self._cas is None:
                 if self._batch is not None:

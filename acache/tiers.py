@@ -15,7 +15,7 @@ from .backends.base import Backend
 from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
 from .coherence import TagCell, Tags
-from .entry import BARELY_FRESH, Envelope, left, new_token, opener
+from .entry import BARELY_FRESH, Envelope, new_token, opener
 from .errors import CacheClosed, DecodeError
 from .events import Counters, Observer
 from .loading import Flights, Watch
@@ -30,8 +30,8 @@ NEAR_TTL: Final = 5.0
 """Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
 unseen.  ``Memory(ttl=...)`` sets another."""
 MISS: Final[Any] = object()
-Opened: TypeAlias = tuple[float, float, float, float, bytes]
-Quick: TypeAlias = Callable[[bytes], Opened | None]
+Opened: TypeAlias = tuple[float, float, float, bytes]
+Quick: TypeAlias = Callable[[bytes, float], Opened | None]
 
 
 class Extra(NamedTuple):
@@ -259,30 +259,40 @@ class Tiers:
         Raises:
             BackendError: the tags could not be read.
         """
-        data = seen.data
-        if data is not None and (opened := (self._quick or self._make_quick())(data)) is not None:
-            return self._received(key, opened, type_, decode, self.shared.clock.wall())
+        if seen.data is not None:
+            quick = self._quick or self._make_quick()
+            if (opened := quick(seen.data, self.shared.clock.wall())) is not None:
+                return self._received(key, opened, type_, decode)
         tags = () if seen.envelope is None else seen.envelope.tags
         cells, tokens = await self._tags_of(tags) if tags else ({}, {})
         return self._valid(key, seen, type_, decode, cells, tokens)
 
     async def receive_many(self, there: Mapping[str, bytes], type_: Any) -> dict[str, Received]:
         """Do as `receive` for what one read of many keys found; the tags of all are read at once."""
-        received: dict[str, Received | None] = {}
+        received: dict[str, Received] = {}
         others: dict[str, Seen] = {}
-        wall, quick, accept = self.shared.clock.wall(), self._quick or self._make_quick(), self._received
+        wall, quick, read = self.shared.clock.wall(), self._quick or self._make_quick(), self.codec.decode
+        new = tuple.__new__  # half the price of a named tuple's own
         for key, data in there.items():
-            opened = quick(data)
-            if opened is None:
+            if (opened := quick(data, wall)) is None:
                 others[key] = Seen(data)
+                continue
+            # As `_received` does, without a call for each of thousands.
+            left, ttl, load_time, payload = opened
+            try:
+                value = read(payload, type_)
+            except DecodeError as error:
+                self.notes.garbage(key, error)
             else:
-                received[key] = accept(key, opened, type_, True, wall)
+                extra = Extra((), load_time) if load_time else None
+                received[key] = new(Received, (value, left, 0.0 if left == BARELY_FRESH else ttl, extra))
         if others:
             tags = [pair for seen in others.values() if seen.envelope is not None for pair in seen.envelope.tags]
             cells, tokens = await self._tags_of(tags) if tags else ({}, {})
             for key, seen in others.items():
-                received[key] = self._valid(key, seen, type_, True, cells, tokens)
-        return {key: one for key, one in received.items() if one is not None}
+                if (one := self._valid(key, seen, type_, True, cells, tokens)) is not None:
+                    received[key] = one
+        return received
 
     def _make_quick(self) -> Quick:
         self._quick = opener(self.codec.name)  # when first needed, as the codec
@@ -300,19 +310,17 @@ class Tiers:
         opened: Opened,
         type_: Any,
         decode: bool,  # noqa: FBT001 - positional, as all here
-        wall: float,
         cells: tuple[TagCell, ...] = (),
     ) -> Received | None:
-        created_at, fresh_for, keep_for, load_time, payload = opened
+        left, ttl, load_time, payload = opened
         try:
             value = self.codec.decode(payload, type_) if decode else None
         except DecodeError as error:
             self.notes.garbage(key, error)
             return None
-        rest = left(created_at, fresh_for, keep_for, wall)
-        if rest == BARELY_FRESH:
-            return Received(value, rest, 0.0, None)
-        return Received(value, rest, fresh_for, Extra(cells, load_time) if cells or load_time else None)
+        if left == BARELY_FRESH:
+            return Received(value, left, 0.0, None)
+        return Received(value, left, ttl, Extra(cells, load_time) if cells or load_time else None)
 
     def _valid(
         self,
@@ -339,8 +347,8 @@ class Tiers:
         if envelope.codec != self.codec.name:
             self.notes.garbage(key, self._of_another_codec(envelope))
             return None
-        opened = (*envelope[1:5], envelope.payload)
-        return self._received(key, opened, type_, decode, self.shared.clock.wall(), cells)
+        opened = (seen.left(self.shared.clock.wall()), envelope.fresh_for, envelope.load_time, envelope.payload)
+        return self._received(key, opened, type_, decode, cells)
 
     def _of_another_codec(self, envelope: Envelope) -> DecodeError:
         return DecodeError(f"written by the codec {envelope.codec!r}, and this cache reads {self.codec.name!r}")
