@@ -131,7 +131,7 @@ class Tiers:
         self.now: Final = shared.clock.monotonic
         self.isolated: Final = memory is not None and memory.isolate
         touch: Callable[[str], object] = _nothing if self.space is None else self.space.touch
-        self.notes: Final = Notes(namespace, policy, shared.counters, shared.observers, touch)
+        self.notes: Final = Notes(namespace, policy, shared.counters, shared.observers, touch, self.now)
         self._quick: Quick | None = None
         self._remotes: Final[dict[float, Remote]] = {}
         self.remote: Final = self.remote_for(policy)
