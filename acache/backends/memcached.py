@@ -16,12 +16,14 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from ..entry import counter
 from ..errors import BackendError, BackendTimeout, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
+from ._gather import Gatherer
 from ._memcached import NUMBER, Item
 from ._memcached_pool import Pool, Ring, Server
 from .base import KeyLimits, Version, batch_error, check_key, check_value
@@ -95,6 +97,8 @@ class MemcachedBackend:
         self._pools: list[Pool] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
+        self._gets: Final = Gatherer(partial(self._items, verb=b"get"), partial(self._look, verb=b"get"))
+        self._versioned_gets: Final = Gatherer(partial(self._items, verb=b"gets"), self._look)
 
     @classmethod
     def from_url(
@@ -131,8 +135,9 @@ class MemcachedBackend:
     # Backend --------------------------------------------------------------------------------------------------------
 
     async def get(self, key: str, /) -> bytes | None:
-        """See `Backend.get`."""
-        item = await self._look(key, b"get")
+        """See `Backend.get`; gets of one turn of the loop travel as one."""
+        self._wire(key)
+        item = await self._gets.get(key)
         return None if item is None else item.data
 
     async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
@@ -150,18 +155,18 @@ class MemcachedBackend:
         if loop is asyncio.get_running_loop():
             for pool in pools:
                 await pool.aclose()
+            await self._gets.aclose()
+            await self._versioned_gets.aclose()
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
     async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
         """See `Batch.get_many`; a hundred keys in one get, all of them under way at once."""
-
-        async def ask(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Outcome]:
-            wires = list(chunk.values())
-            items = await pool.items(b"get %b\r\n" % b" ".join(wires), wires)
-            return {wire.decode(): item.data for wire, item in items.items()}
-
-        return await self._by_server({key: self._wire(key) for key in keys}, ask)
+        try:
+            return {key: item.data for key, item in (await self._items(keys)).items()}
+        except BackendError as error:
+            error.found = {key: item.data for key, item in error.found.items()}
+            raise
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; a hundred sets in one piece, all of them under way at once."""
@@ -217,7 +222,8 @@ class MemcachedBackend:
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
         """See `Cas.get_versioned`; the version is memcached's and the first 40 bytes."""
-        seen = await self._look(key)
+        self._wire(key)
+        seen = await self._versioned_gets.get(key)
         return (None, None) if seen is None else (seen.data, seen.version)
 
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
@@ -250,6 +256,14 @@ class MemcachedBackend:
         except (BackendUnavailable, BackendTimeout) as error:
             raise self._of_one_server(pool, key, error) from error.__cause__
         return found.get(wire)
+
+    async def _items(self, keys: Sequence[str], verb: bytes = b"get") -> dict[str, Item]:
+        async def ask(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Any]:
+            wires = list(chunk.values())
+            items = await pool.items(b"%b %b\r\n" % (verb, b" ".join(wires)), wires)
+            return {wire.decode(): item for wire, item in items.items()}
+
+        return await self._by_server({key: self._wire(key) for key in keys}, ask)
 
     async def _change(self, key: str, new: Callable[[Item | None], tuple[bytes, Life] | None]) -> Item | None:
         """Put in place of what is there what ``new`` makes of it, ``None`` to leave it; return what was there.
@@ -320,7 +334,7 @@ class MemcachedBackend:
         self,
         parts: Mapping[str, bytes],
         ask: Callable[[Pool, dict[str, bytes]], Awaitable[dict[str, Outcome]]],
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Any]:
         """Ask every server for its keys' parts, all chunks under one deadline; return what came of each.
 
         Raises:
