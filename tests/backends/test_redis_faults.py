@@ -257,6 +257,54 @@ async def test_a_read_only_replica(private_redis: Callable[..., Any]):
         assert await backend.get_many(["k"]) == {"k": b"v"}
 
 
+async def test_refused_writes_do_not_harm_reads(private_redis: Callable[..., Any]):
+    """A replica serves reads while many try to write: none of them fails, and connections do not come and go."""
+    primary = private_redis()
+    replica = private_redis("--replicaof", f"127.0.0.1 {primary.port}")
+    async with backend_of(primary.url) as writer, backend_of(replica.url) as backend:
+        await writer.set("k", b"v", ttl=None)
+        await until(lambda: holds(backend, "k", b"v"))
+
+        async def read() -> None:
+            for _ in range(100):
+                assert await backend.get("k") == b"v"
+
+        async def write() -> None:
+            for _ in range(50):
+                with pytest.raises(BackendRefused):
+                    await backend.set("k", b"w", ttl=None)
+
+        await asyncio.gather(*[read() for _ in range(10)], *[write() for _ in range(10)])
+        async with aioredis.Redis(port=replica.port) as watcher:
+            assert (await watcher.info("stats"))["total_connections_received"] < 100
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+async def test_a_connection_that_is_given_up_while_it_is_made_is_closed(end: str):
+    """The server accepts, and never answers."""
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        accepted.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        backend = RedisBackend.from_url(f"redis://127.0.0.1:{port}", connect_timeout=60, timeout=60)
+        call = asyncio.ensure_future(backend.get("k"))
+        await accepted.wait()
+        if end == "cancel":
+            call.cancel()
+        async with asyncio.timeout(WITHIN):
+            await backend.aclose()
+            await ended.wait()
+            with pytest.raises(asyncio.CancelledError if end == "cancel" else BackendUnavailable):
+                await call
+
+
 async def holds(backend: RedisBackend, key: str, value: bytes) -> bool:
     return await backend.get(key) == value
 

@@ -202,7 +202,7 @@ class SharedTransport(PoolTransport):
             raise
         except _FAILURES as error:
             if isinstance(error, exceptions.ReadOnlyError):
-                self._lines.leave()  # Sentinels may have made another one the master
+                self._lines.leave()  # another server may be the master now
             raise _translated(error) from error
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
@@ -214,6 +214,8 @@ class SharedTransport(PoolTransport):
             except _FAILURES as error:
                 replies += [error] * (len(commands) - len(replies))
                 break
+        if any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies):
+            self._lines.leave()
         return [_in_place(reply) for reply in replies]
 
     async def aclose(self) -> None:
