@@ -162,8 +162,9 @@ async def test_a_wrong_password(private_redis: Callable[..., Any], login: str):
     server = private_redis()
     async with aioredis.Redis.from_url(server.url) as admin:
         await admin.config_set("requirepass", "s3:cret/@")
-    async with backend_of(f"redis://{login}127.0.0.1:{server.port}") as backend:
-        await every_operation_raises(backend, BackendRefused)
+    for protocol in (2, 3):
+        async with backend_of(f"redis://{login}127.0.0.1:{server.port}?protocol={protocol}") as backend:
+            await every_operation_raises(backend, BackendRefused)
     async with backend_of(f"redis://:s3%3Acret%2F%40@127.0.0.1:{server.port}") as backend:
         await backend.set("k", b"v", ttl=60)
 

@@ -453,7 +453,11 @@ class SharedClusterTransport(ClusterTransport):
 async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Line], object]) -> Line:
     """Let the package connect and log in, and take the connection over."""
     connection = make()
-    await connection.connect()
+    try:
+        await connection.connect()
+    except BaseException:  # cancelled, too: not every version of the package closes what it had opened
+        await connection.disconnect(nowait=True)
+        raise
     writer = connection._writer  # noqa: SLF001 - the package has no other way to give a connection away
     transport = getattr(writer, "transport", None)
     if transport is None:
@@ -470,6 +474,8 @@ async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Lin
     )
     transport.set_protocol(line)
     line.connection_made(transport)
+    if transport.is_closing():  # the other side ended it before there was a protocol to tell
+        line.close()
     return line
 
 
@@ -538,7 +544,7 @@ _REFUSED: Final = (
     exceptions.OutOfMemoryError,
 )
 _SAID_NO: Final = re.compile(
-    r"\b(NOAUTH|WRONGPASS|NOPERM|READONLY|OOM|MISCONF|DENIED)\b"
+    r"\b(NOAUTH|WRONGPASS|NOPERM|READONLY|OOM|MISCONF|DENIED|unauthenticated)\b"
     r"|executing the script can't|read.only replica|> 'maxmemory'"  # from inside a script, by older servers
 )
 
