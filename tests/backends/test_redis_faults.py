@@ -306,6 +306,30 @@ async def test_a_connection_that_is_given_up_while_it_is_made_is_closed(end: str
                 await call
 
 
+def test_a_connection_that_uvloop_finds_closed_while_it_is_made():
+    """The server hangs up between two commands of the login; that is unavailable like any other end."""
+    uvloop = pytest.importorskip("uvloop")
+
+    class Hasty(aioredis.Connection):
+        async def send_command(self, *args: Any, **options: Any) -> None:
+            self._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            await super().send_command(*args, **options)
+
+    async def main() -> None:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            client = aioredis.Redis.from_pool(aioredis.ConnectionPool(Hasty, host="127.0.0.1", port=port))
+            backend = RedisBackend(client)
+            with pytest.raises(BackendUnavailable):
+                await backend.get("k")
+            await backend.aclose()
+            await client.aclose()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
 async def holds(backend: RedisBackend, key: str, value: bytes) -> bool:
     return await backend.get(key) == value
 

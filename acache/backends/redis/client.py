@@ -455,8 +455,10 @@ async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Lin
     connection = make()
     try:
         await connection.connect()
-    except BaseException:  # cancelled, too: not every version of the package closes what it had opened
+    except BaseException as error:  # cancelled, too: not every version of the package closes what it had opened
         await connection.disconnect(nowait=True)
+        if isinstance(error, RuntimeError):  # uvloop's word for writing to what the other side has closed
+            raise exceptions.ConnectionError(str(error)) from error
         raise
     writer = connection._writer  # noqa: SLF001 - the package has no other way to give a connection away
     transport = getattr(writer, "transport", None)
