@@ -312,6 +312,7 @@ def test_a_connection_that_uvloop_finds_closed_while_it_is_made():
 
     class Hasty(aioredis.Connection):
         async def send_command(self, *args: Any, **options: Any) -> None:
+            assert self._writer is not None
             self._writer.transport.abort()
             await asyncio.sleep(0.01)
             await super().send_command(*args, **options)
