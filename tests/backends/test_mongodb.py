@@ -288,6 +288,60 @@ async def test_a_document_that_is_not_acache_s_counts_as_none(backend: MongoDBBa
     assert len([key async for key in backend.scan("")]) == 4
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {"data": "text", "head": "text"},
+        {"data": b"without a head"},
+        {"n": "5"},
+        {"n": float("nan")},
+        {"n": None},
+        {"chunks": "x", "length": 5},
+        {"chunks": -1, "length": 5},
+        {"chunks": 2.5, "length": 5},
+        {"chunks": 2},
+        {"chunks": 2, "length": "long"},
+        {"chunks": 10**9, "length": 5},
+        {"chunks": None, "length": 5},
+        {"chunks": [1], "length": 5},
+    ],
+    ids=str,
+)
+async def test_a_document_of_odd_types_is_nothing_and_can_be_replaced(
+    backend: MongoDBBackend, collection: Collection[Any], odd: dict[str, Any]
+):
+    """Whatever somebody else wrote into the fields: no operation ends in anything but an answer or a known error."""
+
+    def spoil() -> None:
+        collection.replace_one({"_id": "k"}, {"token": b"12345678", **odd}, upsert=True)
+
+    spoil()
+    assert await backend.get("k") in (None, b"without a head")
+    assert await backend.get_many(["k"]) in ({}, {"k": b"without a head"})
+    assert await backend.swap("k", b"mine", ttl=60) is None
+    assert await backend.get("k") == b"mine"
+    spoil()
+    _, version = await backend.get_versioned("k")
+    assert await backend.set_if("k", b"mine", version, ttl=60) is True
+    assert await backend.get("k") == b"mine"
+    spoil()
+    async with backend.open("k") as chunks:
+        assert chunks is None or [chunk async for chunk in chunks] == [b"without a head"]
+    assert await backend.touch("k", ttl=60) is True
+    with pytest.raises(DecodeError):
+        await backend.incr("k", 1, ttl=60)
+    await backend.set("k", b"mine", ttl=60)
+    assert await backend.get("k") == b"mine"
+    spoil()
+    await backend.set_many({"k": b"mine"}, ttl=60)
+    assert await backend.get("k") == b"mine"
+    for remove in (backend.delete("k"), backend.delete_many(["k"]), backend.clear("k")):
+        spoil()
+        await remove
+        assert collection.count_documents({"_id": "k"}) == 0
+
+
 # Limits --------------------------------------------------------------------------------------------------------------
 
 
