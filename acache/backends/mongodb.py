@@ -30,6 +30,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
+from operator import index
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
@@ -302,6 +303,7 @@ class MongoDBBackend:
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`."""
         self._check(key)
+        delta = index(delta)
         if not -(2**63) <= delta < 2**63:
             msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
             raise DecodeError(msg)
@@ -722,7 +724,7 @@ def _bytes(document: Json | None, field: str = "data") -> bytes | None:
 def _expires(ttl: float | None) -> Any:
     if ttl is None:
         return "$$REMOVE"
-    return {"$add": ["$$NOW", Int64(max(1, min(math.ceil(ttl * 1000), _LONGEST_MS)))]}
+    return {"$add": ["$$NOW", Int64(max(1, math.ceil(min(ttl * 1000, _LONGEST_MS))))]}
 
 
 def _span(prefix: str) -> Json:

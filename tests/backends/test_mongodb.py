@@ -683,3 +683,13 @@ async def test_a_replica_that_only_reads_refuses_writes(private_mongodb: Callabl
         await backend.set("k", b"w", ttl=60)
     assert type(caught.value) is BackendRefused
     await backend.aclose()
+
+
+async def test_numbers_that_make_no_sense_break_nothing(backend: MongoDBBackend):
+    """A delta that is no whole number counts nothing, and an infinite ttl is a very long one."""
+    with pytest.raises(TypeError):
+        await backend.incr("k", 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
+    assert await backend.get("k") is None
+    await backend.set("k", b"v", ttl=float("inf"))
+    assert await backend.touch("k", ttl=float("inf")) is True
+    assert (await backend.ttl("k") or 0) > 10**9
