@@ -1,6 +1,6 @@
 """`MemcachedBackend`: one memcached server or several, found by way of the ``aiomcache`` package.
 
-Commands sent: get, gets, set, add, cas, delete, incr, decr.  A value is stored under its key as it is; the item's
+Commands sent: get, gets, set, add, cas, delete, incr.  A value is stored under its key as it is; the item's
 flags, 32 bits which memcached keeps and does not read, hold its deadline in Unix seconds, 0 for never.
 
 The connections are this package's own, and pipelined.  Those of ``aiomcache`` carry one command at a time, go back to
@@ -17,6 +17,7 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from operator import index
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
@@ -186,6 +187,7 @@ class MemcachedBackend:
 
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`; memcached's own, which has no sign, where the numbers have none; else gets and cas."""
+        delta = index(delta)
         if 0 <= delta < 2**32 and (seen := await self._look(key)) and 0 <= _number(key, seen.data) < 2**62:
             word = await self._say(key, b"incr %b %d\r\n" % (self._wire(key), delta), _COUNTED)
             if word.isdigit():
@@ -393,6 +395,7 @@ def _life(ttl: float | None) -> Life:
     """Round up, and one second more: the server's clock may be about to tick."""
     if ttl is None:
         return 0, 0
+    ttl = min(ttl, _LAST_INSTANT)  # infinity is no number of seconds
     return min(math.ceil(time.time() + ttl), 2**32 - 1), _exptime(math.ceil(ttl) + 1)
 
 
