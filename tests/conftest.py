@@ -120,6 +120,12 @@ def private_memcached(tmp_path: Path) -> Iterator[Callable[..., PrivateMemcached
     yield from private("memcached", "PrivateMemcached", tmp_path)
 
 
+@pytest.fixture(scope="module")
+def module_memcached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., PrivateMemcached]]:
+    """Start Memcached servers that a module's tests share."""
+    yield from private("memcached", "PrivateMemcached", tmp_path_factory.mktemp("memcached"))
+
+
 @pytest.fixture
 def private_dynamodb(tmp_path: Path) -> Iterator[Callable[..., PrivateDynamoDB]]:
     """Start DynamoDBs of the test's own, as `private_redis` does: `server = private_dynamodb("moto")`."""

@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 
     from tests.services import PrivateMongoDB
 
-# What is cancelled while pymongo connects leaves its socket to the garbage collector, which closes it and warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning")
+# What is cancelled while pymongo connects leaves its socket, and the transport over it, to the garbage collector, which
+# closes it and warns.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*_SelectorTransport.__del__:pytest.PytestUnraisableExceptionWarning"),
+]
 
 CLIENTS = {"pymongo": pymongo.AsyncMongoClient, "motor": AsyncIOMotorClient}
 LARGEST = 16 * 1024 * 1024 - 16 * 1024
