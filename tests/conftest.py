@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from acache.testing import BackendConformance
 
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from tests.services import PrivateDynamoDB, PrivateMemcached, PrivateMongoDB, PrivateRedis, PrivateSentinel
+
+for name in ("ci", "local"):  # the same examples in each run, or new ones
+    settings.register_profile(
+        name,
+        deadline=None,  # the machine may be busy
+        derandomize=name == "ci",
+        database=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)

@@ -14,6 +14,8 @@ import pymongo
 import pytest
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import OperationFailure
 
@@ -28,8 +30,10 @@ from acache import (
     KeyMissing,
     ValueTooLarge,
 )
+from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
 from acache.backends.mongodb import MongoDBBackend
 from acache.testing import BackendConformance
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -77,11 +81,22 @@ def database(mongodb_url: str) -> Iterator[str]:
 class TestMongoDBBackend(BackendConformance):
     """A client that is built, and both that can be passed in; the server's clock ends the entries."""
 
-    @pytest.fixture(params=["url", *CLIENTS])
+    title = "MongoDB"
+    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
+
+    @pytest.fixture(params=[None, *CLIENTS], ids=["pymongo", *[f"{name} injected" for name in CLIENTS]])
     def backend(self, request: pytest.FixtureRequest, mongodb_url: str, database: str) -> MongoDBBackend:
-        if request.param == "url":
+        if request.param is None:
             return MongoDBBackend.from_url(mongodb_url + database)
         return Injected(CLIENTS[request.param](mongodb_url), database=database)
+
+
+@pytest.mark.parametrize("driver", CLIENTS)
+def test_a_machine_and_a_dictionary_say_the_same(mongodb_url: str, database: str, driver: str):
+    """Whatever is done to them."""
+    client = CLIENTS[driver]
+    machine = backend_machine(lambda: Injected(client(mongodb_url), database=database), suite=TestMongoDBBackend)
+    run_state_machine_as_test(machine, settings=settings(max_examples=5, stateful_step_count=25))
 
 
 @pytest.fixture
@@ -498,6 +513,7 @@ def test_a_url_that_makes_no_sense_is_refused_at_once(rest: str):
 # Faults --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_server_that_is_not_there_is_told_within_the_deadline(closed_port: int):
     """Reading and writing alike."""
     backend = MongoDBBackend.from_url(f"mongodb://127.0.0.1:{closed_port}/d", timeout=0.3)
@@ -510,6 +526,7 @@ async def test_a_server_that_is_not_there_is_told_within_the_deadline(closed_por
     assert time.monotonic() - begun < 1.5
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_killed_server_is_unavailable_until_it_is_back(private_mongodb: Callable[..., PrivateMongoDB]):
     """One backend sees it all; nobody restarts the application."""
     server = private_mongodb()
@@ -531,6 +548,7 @@ async def test_a_killed_server_is_unavailable_until_it_is_back(private_mongodb: 
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
     private_mongodb: Callable[..., PrivateMongoDB],
 ):
@@ -559,6 +577,7 @@ async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_closing_waits_for_no_dead_server(private_mongodb: Callable[..., PrivateMongoDB]):
     """Paused or gone: an application can end."""
     server = private_mongodb()
@@ -572,6 +591,7 @@ async def test_closing_waits_for_no_dead_server(private_mongodb: Callable[..., P
         server.resume()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_what_the_server_forbids_is_refused(private_mongodb: Callable[..., PrivateMongoDB]):
     """A wrong password, and a user who may not write; who may do all but make the index needs no more."""
     server = private_mongodb("--auth")
@@ -610,6 +630,7 @@ async def test_what_the_server_forbids_is_refused(private_mongodb: Callable[...,
         await one.aclose()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_replica_that_only_reads_refuses_writes(private_mongodb: Callable[..., PrivateMongoDB]):
     """And is read."""
     server = private_mongodb("--replSet", "rs0")
