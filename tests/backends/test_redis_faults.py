@@ -372,7 +372,7 @@ async def test_a_node_that_fails_takes_its_own_keys_along_only(private_redis: Ca
     kind = BackendUnavailable if fault == "kill" else BackendTimeout
     lost, kept = keys_of(0, 20), [*keys_of(1, 20), *keys_of(2, 20)]
     items = {key: key.encode() for key in (*lost, *kept)}
-    async with backend_of(cluster_url(nodes), connect_timeout=0.5, timeout=0.5) as backend:
+    async with backend_of(cluster_url(nodes), connect_timeout=1.0, timeout=1.0) as backend:
         await backend.set_many(items, ttl=None)
         assert await backend.get_many(list(items)) == items
         getattr(nodes[0], fault)()
