@@ -21,12 +21,12 @@ from .entry import Entry
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
 from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
 from .inputs import check_delta, check_loader, check_parts, refuse_lease, several, tag_names
-from .keys import check_key, check_namespace
+from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import CachedFunction, Hooks, Rules, build, key_prefix
 from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
-from .remote import Breaker, Seen
+from .remote import Breaker
 from .staircase import Staircase, ahead
 from .tiers import MISS, Extra, Received, Shared, Tiers, until_due
 
@@ -164,9 +164,10 @@ class Cache:
     def from_url(cls, url: str, **options: Any) -> Self:
         """Build a cache over the backend that ``url`` names; ``options`` are those of `Cache`.
 
-        ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db``, ``rediss://``, ``valkey://``,
-        ``unix://path``, ``mongodb://host/database?collection=name``, ``mongodb+srv://``,
-        ``memcached://host:port,host2:port``, ``null://``.
+        ``memory://`` (no far tier), ``file:///var/cache/app``, ``redis://host:port/db`` (``rediss``, ``valkey``,
+        ``valkeys``, ``unix:///path``), ``redis+cluster://host:port``, ``redis+sentinel://host:port/service``,
+        ``memcached://host:port,host2:port``, ``mongodb://host/database?collection=name`` (``mongodb+srv``),
+        ``dynamodb://region/table``, ``null://``.
         Nothing connects yet.
 
         Raises:
@@ -271,7 +272,16 @@ class Cache:
         value = self._tiers.find_fresh(key, type_)
         if value is not MISS:
             return value
-        if self._remote is not None:
+        if self._remote is not None and self._scope.space is None:
+            # Nothing is kept of what is read, so it does not matter who writes meanwhile.
+            try:
+                received = await self._tiers.receive(key, await self._remote.peek(key), type_)
+                if received is not None and received.fresh_for > 0:
+                    self._notes.hit(key, "far")
+                    return received.value
+            except BackendError as error:
+                self._notes.tolerate("get", key, error)
+        elif self._remote is not None:
             mark = self._scope.watch.open(key)
             try:
                 received = await self._tiers.receive(key, await self._remote.peek(key), type_)
@@ -374,7 +384,7 @@ class Cache:
         Raises:
             InvalidKey, BackendError: as for `get`.
         """
-        wanted = dict.fromkeys([check_key(key) for key in several(keys, "keys")])
+        wanted = dict.fromkeys(check_keys(several(keys, "keys")))
         found = await self._find(wanted, type)
         for key in wanted:
             if key not in found:
@@ -383,6 +393,9 @@ class Cache:
 
     async def _find(self, keys: Iterable[str], type_: Any) -> dict[str, Any]:
         """Return the fresh values, and count the hits; the misses are the caller's."""
+        if self._scope.space is None:
+            self._tiers.check_open()
+            return {} if self._remote is None else await self._get_far(list(keys), type_)
         found: dict[str, Any] = {}
         missing: list[str] = []
         for key in keys:
@@ -398,24 +411,25 @@ class Cache:
     async def _get_far(self, keys: list[str], type_: Any) -> dict[str, Any]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         watch = self._scope.watch
-        marks = {key: watch.open(key) for key in keys}
+        # Without a near tier nothing is kept of what is read.
+        marks = {} if self._scope.space is None else {key: watch.open(key) for key in keys}
         found: dict[str, Any] = {}
         try:
             for key, received in (await self._receive_many(keys, type_)).items():
                 if received.fresh_for > 0:
-                    if marks[key].intact:
+                    if marks and marks[key].intact:
                         self._tiers.keep_received(key, received)
-                    self._notes.hit(key, "far")
                     found[key] = received.value
         finally:
             for key, mark in marks.items():
                 watch.close(key, mark)
+        self._notes.hits_far(found)
         return found
 
     async def _receive_many(self, keys: list[str], type_: Any) -> dict[str, Received]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         try:
-            there: Mapping[str, Seen] = await self._remote.read_many(keys)
+            there: Mapping[str, bytes] = await self._remote.read_many(keys)
         except BackendError as error:
             self._notes.tolerate("get_many", "", error)
             there = error.found
@@ -658,7 +672,7 @@ class Cache:
             InvalidKey, BackendError: as for `delete`; on an error some may have been removed.
         """
         self._tiers.check_open()
-        wanted = list(dict.fromkeys([check_key(key) for key in several(keys, "keys")]))
+        wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
         if self._remote is None:
             return sum([await self.delete(key) for key in wanted])
         async with _Writing(self, "delete_many", wanted):
@@ -818,7 +832,7 @@ class Cache:
         check_loader(loader)
         plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = tag_names(tags)
-        wanted = list(dict.fromkeys([check_key(key) for key in several(keys, "keys")]))
+        wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
         values: dict[str, T] = await self._find(wanted, type)
         missing = [key for key in wanted if key not in values]
         if not missing:

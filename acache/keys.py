@@ -12,7 +12,7 @@ import enum
 import json
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from functools import partial
@@ -21,7 +21,16 @@ from typing import Any, Final
 
 from .errors import ConfigurationError, InvalidKey, short
 
-__all__ = ["Template", "WireKeys", "argument_text", "arguments_text", "check_key", "check_namespace", "digest"]
+__all__ = [
+    "Template",
+    "WireKeys",
+    "argument_text",
+    "arguments_text",
+    "check_key",
+    "check_keys",
+    "check_namespace",
+    "digest",
+]
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}")
 _VISIBLE: Final = re.compile(r"[!-~]+")
@@ -50,6 +59,11 @@ def check_key(key: object) -> str:
             msg = f"a key must be Unicode text, and {short(key)} holds a lone surrogate"
             raise InvalidKey(msg) from error
     return key
+
+
+def check_keys(keys: Iterable[object]) -> list[str]:
+    """Return ``keys`` if all of them are, as `check_key` does, without a call for each of thousands."""
+    return [key if type(key) is str and key and key.isascii() else check_key(key) for key in keys]
 
 
 def check_namespace(namespace: object) -> str:
@@ -84,12 +98,13 @@ def digest(text: str) -> str:
 class WireKeys:
     """Makes the keys that one namespace's entries have on one engine."""
 
-    __slots__ = ("_max_bytes", "_prefix", "_printable")
+    __slots__ = ("_max_bytes", "_prefix", "_printable", "_short")
 
     def __init__(self, namespace: str, *, max_bytes: int, printable: bool) -> None:
         self._prefix: Final = f"{namespace}::" if namespace else ""
         self._max_bytes: Final = max_bytes
         self._printable: Final = printable
+        self._short: Final = max_bytes - len(self._prefix)
         longest = len(self._internal(f"@#{digest('')}"))
         if longest > max_bytes:
             msg = f"namespace={namespace!r}: too long for this engine, whose keys have at most {max_bytes} bytes"
@@ -102,13 +117,26 @@ class WireKeys:
 
     def entry(self, key: str) -> str:
         """Return the wire key of a user's key."""
+        prefix = self._prefix
+        if prefix and key[0] != "@" and len(key) < self._short and key.isascii() and not self._printable:
+            return prefix + key  # what most keys are
         if key[0] == "@":
             wire = self._internal(f"@{key}")
-        elif not self._prefix and "::" in key:
+        elif not prefix and "::" in key:
             wire = f"::{key}"
         else:
-            wire = self._prefix + key
+            wire = prefix + key
         return self._fit(wire)
+
+    def entries(self, keys: Iterable[str]) -> dict[str, str]:
+        """Return the users' keys by their wire keys."""
+        prefix, short, entry = self._prefix, 0 if self._printable else self._short, self.entry
+        if not prefix:
+            return {entry(key): key for key in keys}
+        # As `entry` does for most keys, without a call for each of thousands.
+        return {
+            prefix + key if len(key) < short and key.isascii() and key[0] != "@" else entry(key): key for key in keys
+        }
 
     def tag(self, tag: str) -> str:
         """Return the wire key of a tag's token."""

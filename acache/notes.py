@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 from .clock import FOREVER
@@ -28,11 +28,14 @@ from .policy import Policy
 
 __all__ = ["Notes"]
 
+_LOG_EVERY: Final = 10.0
+"""Seconds between two warnings about records that cannot be read: there may be thousands a second."""
+
 
 class Notes:
     """Takes note for one facade: counts always, builds an event only if somebody observes."""
 
-    __slots__ = ("_namespace", "_observers", "_policy", "_touch", "counters")
+    __slots__ = ("_log_at", "_namespace", "_now", "_observers", "_policy", "_touch", "_unlogged", "counters")
 
     def __init__(
         self,
@@ -41,11 +44,15 @@ class Notes:
         counters: Counters,
         observers: tuple[Observer, ...],
         touch: Callable[[str], object],
+        now: Callable[[], float],
     ) -> None:
         self._namespace: Final = namespace
         self._policy: Final = policy
         self._observers: Final = observers
         self._touch: Final = touch
+        self._now: Final = now
+        self._log_at = -FOREVER
+        self._unlogged = 0
         self.counters: Final = counters
 
     def hit(
@@ -62,6 +69,13 @@ class Notes:
             counters.hits_far += 1
         if self._observers:
             emit(self._observers, Hit(namespace=self._namespace, key=key, tier=tier, stale=stale))
+
+    def hits_far(self, keys: Collection[str]) -> None:
+        """Values were found in the far tier."""
+        self.counters.hits_far += len(keys)
+        if self._observers:
+            for key in keys:
+                emit(self._observers, Hit(namespace=self._namespace, key=key, tier="far", stale=False))
 
     def miss(self, key: str, counters: Counters | None = None) -> None:
         """Nothing was found."""
@@ -111,7 +125,12 @@ class Notes:
     def garbage(self, key: str, error: DecodeError) -> None:
         """What was found could not be read, and counts as nothing."""
         self.counters.decode_failures += 1
-        logger.warning("%r in namespace %r was taken as a miss: %s", key, self._namespace, error)
+        self._unlogged += 1
+        now = self._now()
+        if now >= self._log_at:
+            others = f", and {self._unlogged - 1} before it" if self._unlogged > 1 else ""
+            logger.warning("%r in namespace %r was taken as a miss%s: %s", key, self._namespace, others, error)
+            self._unlogged, self._log_at = 0, now + _LOG_EVERY
         if self._observers:
             emit(self._observers, DecodeFailed(namespace=self._namespace, key=key, error=error))
 

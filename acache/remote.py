@@ -11,10 +11,11 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, Literal, NamedTuple, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version, batch_error
 from .clock import FOREVER, Clock
+from .deadlines import Deadlines, Operation
 from .entry import Envelope, counter, holds_value, left, new_token, pack, tombstone, unpack
 from .errors import (
     BackendError,
@@ -46,26 +47,45 @@ _LONGEST_BACKOFF: Final = 30.0
 State = Literal["closed", "open", "half-open"]
 
 
-class Seen(NamedTuple):
-    """What a read saw."""
+class Seen:
+    """What a read saw; opened when somebody asks."""
 
-    envelope: Envelope | None
-    number: int | None
-    """The value of a counter; it has no envelope."""
-    version: Version
-    garbage: DecodeError | None = None
-    """Why the bytes that are there cannot be read; they count as nothing."""
+    __slots__ = ("_opened", "data", "version")
+
+    def __init__(self, data: bytes | None, version: Version = None, garbage: DecodeError | None = None) -> None:
+        self.data: Final = data
+        """As it is stored; ``None`` for nothing."""
+        self.version: Final = version
+        self._opened: tuple[Envelope | None, int | None, DecodeError | None] | None = None
+        if garbage is not None:
+            self._opened = (None, None, garbage)
+
+    def _open(self) -> tuple[Envelope | None, int | None, DecodeError | None]:
+        if self._opened is None:
+            self._opened = _open(self.data)
+        return self._opened
 
     @property
-    def empty(self) -> bool:
-        """Whether there is nothing, or nothing that can be read."""
-        return self.envelope is None and self.number is None
+    def envelope(self) -> Envelope | None:
+        """The value, if it is one."""
+        return self._open()[0]
+
+    @property
+    def number(self) -> int | None:
+        """The value of a counter, which has no envelope."""
+        return self._open()[1]
+
+    @property
+    def garbage(self) -> DecodeError | None:
+        """Why the bytes that are there cannot be read; they count as nothing."""
+        return self._open()[2]
 
     def left(self, wall: float) -> float:
         """Return the seconds of freshness that are left: zero or less for a stale value, and for none."""
-        if self.envelope is not None:
-            return left(self.envelope.created_at, self.envelope.fresh_for, self.envelope.keep_for, wall)
-        return 0.0 if self.number is None else FOREVER
+        envelope, number, _ = self._open()
+        if envelope is not None:
+            return left(envelope.created_at, envelope.fresh_for, envelope.keep_for, wall)
+        return 0.0 if number is None else FOREVER
 
 
 class Breaker:
@@ -82,8 +102,8 @@ class Breaker:
         self._openings = 0
         self._open_until = 0.0
         self._last: BaseException | None = None
-        self.running: Final[dict[asyncio.Timeout, asyncio.AbstractEventLoop]] = {}
-        """The deadlines of the operations under way."""
+        self.running: Final[dict[Operation, asyncio.AbstractEventLoop]] = {}
+        """The operations under way."""
         self._idle: asyncio.Event | None = None
         self.closed = False
         """Whether the cache was closed: nothing passes, so that nothing connects again."""
@@ -118,13 +138,13 @@ class Breaker:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace):
                     await self._idle.wait()
-            for scope, running in self.running.items():
+            for operation, running in self.running.items():
                 if running is loop:
-                    scope.reschedule(loop.time())
+                    operation.expire()
 
-    def ended(self, scope: asyncio.Timeout) -> None:
+    def ended(self, operation: Operation) -> None:
         """Note that an operation has ended."""
-        del self.running[scope]
+        del self.running[operation]
         if self._idle is not None and not self.running:
             self._idle.set()
 
@@ -164,6 +184,7 @@ class Remote:
         self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
         self._backend: Final = backend
         self._deadline: Final = deadline
+        self._deadlines: Final = Deadlines(deadline)
         self._clock: Final = clock
         self._breaker: Final = breaker
         self._cas: Final = backend if isinstance(backend, Cas) else None
@@ -187,28 +208,29 @@ class Remote:
         try:
             data, version = await self._call(self._cas.get_versioned, wire)
         except DecodeError as error:
-            return Seen(None, None, None, error)
-        return _see(data, version)
+            return Seen(None, garbage=error)
+        return Seen(data, version)
 
     async def peek(self, key: str) -> Seen:
         """Read an entry without its version: cheaper where nothing will be filled."""
         try:
-            return _see(await self._call(self._backend.get, self._keys.entry(key)), None)
+            return Seen(await self._call(self._backend.get, self._keys.entry(key)))
         except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
-            return Seen(None, None, None, error)
+            return Seen(None, garbage=error)
 
-    async def read_many(self, keys: Sequence[str]) -> dict[str, Seen]:
-        """Read many entries, without versions; keys without one are left out.
+    async def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Read many entries as they are stored, without versions; keys without one are left out.
 
         Raises:
             BackendError: its ``found`` has the entries that could be read, its ``failed`` the keys of the others.
         """
-        wires = {self._keys.entry(key): key for key in keys}
+        wires = self._keys.entries(keys)
         try:
-            return _see_many(await self._get_many(list(wires)), wires)
+            found = await self._get_many(list(wires))
         except BackendError as error:
-            error.found = _see_many(error.found, wires)
+            error.found = {wires[wire]: data for wire, data in error.found.items()}
             raise _by_key(error, wires)  # noqa: B904 - the same error
+        return {wires[wire]: data for wire, data in found.items()}
 
     async def write(self, key: str, envelope: Envelope) -> None:
         """Store an entry over whatever is there."""
@@ -218,7 +240,7 @@ class Remote:
         """Store entries that have one lifetime."""
         if not envelopes:
             return
-        wires = {self._keys.entry(key): key for key in envelopes}
+        wires = self._keys.entries(envelopes)
         ttl = _lifetime(next(iter(envelopes.values())).keep_for)
         try:
             await self._set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
@@ -262,7 +284,7 @@ class Remote:
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were seen there when it began."""
-        wires = {self._keys.entry(key): key for key in keys}
+        wires = self._keys.entries(keys)
         try:
             if self._cas is None:
                 if self._batch is not None:
@@ -275,7 +297,7 @@ class Remote:
                     raise
                 found = error.found  # what cannot be counted can perhaps be removed
             await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
-            return sum(self._fresh(_see(data, None)) for data in found.values())
+            return sum(self._fresh(Seen(data)) for data in found.values())
         except BackendError as error:
             raise _by_key(error, wires)  # noqa: B904 - the same error
 
@@ -359,7 +381,7 @@ class Remote:
             raise Unsupported(msg)
         self._breaker.check()
         # Without the deadline: bounded steps, but as many as there are keys.
-        await self._guard(self._backend.clear(self._keys.prefix), None)
+        await self._guard(self._backend.clear(self._keys.prefix), Deadlines(None))
 
     # Tags -----------------------------------------------------------------------------------------------------------
 
@@ -434,43 +456,52 @@ class Remote:
 
     async def _call(self, operate: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
         self._breaker.check()
-        return await self._guard(operate(*args, **options), self._deadline)
+        return await self._guard(operate(*args, **options), self._deadlines)
 
     async def _call_many(self, operate: Callable[..., Awaitable[T]], keys: Collection[str], **options: Any) -> T:
         self._breaker.check()
-        return await self._guard(operate(keys, **options), self._deadline, len(keys))
+        return await self._guard(operate(keys, **options), self._deadlines, len(keys))
 
-    async def _guard(self, operation: Awaitable[T], deadline: float | None, keys: int = 1) -> T:
-        task = asyncio.current_task()
-        cancelling = task.cancelling() if task is not None else 0
-        scope = asyncio.timeout(deadline)
-        self._breaker.running[scope] = asyncio.get_running_loop()
+    async def _guard(self, awaitable: Awaitable[T], deadlines: Deadlines, keys: int = 1) -> T:
+        breaker, loop = self._breaker, asyncio.get_running_loop()
+        operation = deadlines.begin(loop)
+        breaker.running[operation] = loop
+        error: BackendError
         try:
-            async with scope:
-                result = await operation
+            result = await awaitable
         except (ValueTooLarge, Unsupported, DecodeError):
-            self._breaker.succeeded()
+            breaker.succeeded()
             raise
-        except BackendError as error:
-            if error.failed and (keys == 1 or len(error.failed) < keys):
+        except BackendError as failure:
+            if failure.failed and (keys == 1 or len(failure.failed) < keys):
                 # One server of several, say, while the others answer: no reason to leave all of them alone.
-                self._breaker.abandoned()
+                breaker.abandoned()
                 if keys == 1:
-                    error.failed = {}  # the engine's name for a key that the caller knows
+                    failure.failed = {}  # the engine's name for a key that the caller knows
             else:
-                self._breaker.failed(error)
+                breaker.failed(failure)
             raise
-        except TimeoutError as error:
-            late = BackendTimeout(f"the far tier did not answer within {deadline} s")
-            self._breaker.failed(late)
-            raise late from error
+        except TimeoutError as failure:
+            error = BackendTimeout(f"the far tier did not answer in time: {failure}")
+            breaker.failed(error)
+            raise error from failure
+        except asyncio.CancelledError as failure:
+            if not operation.was_late():
+                breaker.abandoned()
+                raise
+            error = BackendTimeout(f"the far tier did not answer within {self._deadline} s")
+            breaker.failed(error)
+            raise error from failure
         except BaseException:
-            self._breaker.abandoned()
+            breaker.abandoned()
             raise
         finally:
-            self._breaker.ended(scope)
-        self._breaker.succeeded()
-        if task is not None and task.cancelling() > cancelling:
+            deadlines.end(operation)
+            breaker.ended(operation)
+        breaker.succeeded()
+        if operation.expired:
+            operation.was_late()  # it was, and the answer is here all the same
+        if operation.cancelled:
             # Client libraries that use wait_for can swallow a cancellation that comes together with the answer.
             raise asyncio.CancelledError
         return result
@@ -504,17 +535,14 @@ def _by_key(error: BackendError, wires: Mapping[str, str]) -> BackendError:
     return error
 
 
-def _see_many(found: Mapping[str, bytes], wires: Mapping[str, str]) -> dict[str, Seen]:
-    return {wires[wire]: seen for wire, data in found.items() if not (seen := _see(data, None)).empty or seen.garbage}
-
-
-def _see(data: bytes | None, version: Version) -> Seen:
+def _open(data: bytes | None) -> tuple[Envelope | None, int | None, DecodeError | None]:
+    """Return an envelope, a number or the reason why it is neither; nothing of them for nothing."""
     if data is None:
-        return Seen(None, None, version)
+        return None, None, None
     number = counter(data)
     if number is not None:
-        return Seen(None, number, version)
+        return None, number, None
     try:
-        return Seen(unpack(data), None, version)
+        return unpack(data), None, None
     except DecodeError as error:
-        return Seen(None, None, version, error)
+        return None, None, error

@@ -26,6 +26,7 @@ FLOORS = {
     "backends": 2,
     "loading": 3,
     "coherence": 3,
+    "deadlines": 2,
     "remote": 3,
     "inputs": 3,
     "notes": 3,

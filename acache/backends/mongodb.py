@@ -1,4 +1,4 @@
-"""`MongoDBBackend`: a MongoDB collection, by way of ``pymongo`` or of a ``motor`` client that is passed in.
+"""`MongoDBBackend`: a MongoDB collection, by way of ``pymongo`` or ``motor``.
 
 One document for each entry::
 
@@ -88,6 +88,8 @@ class _Client(Protocol):
 
     def get_database(self, name: str, /) -> Any: ...  # pragma: no cover
 
+    def close(self) -> Any: ...  # pragma: no cover
+
 
 class MongoDBBackend:
     """A collection of a MongoDB database.
@@ -121,7 +123,7 @@ class MongoDBBackend:
             msg = f"cannot open database {database!r}, collection {collection!r}: {error}"
             raise ConfigurationError(msg) from None
         self._owned: _Client | None = None
-        self._build: Callable[[], AsyncMongoClient[Json]] | None = None
+        self._build: Callable[[], _Client] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._index_tries = 3
 
@@ -131,27 +133,41 @@ class MongoDBBackend:
 
         Args:
             url: ``mongodb://[user:password@]host:port/database?collection=name``, ``mongodb+srv://``; options of the
-                ``pymongo`` package as a query.  The collection is ``acache`` unless it is named.
+                ``pymongo`` package as a query.  The collection is ``acache`` unless it is named.  ``client=motor``
+                builds an ``AsyncIOMotorClient`` in the place of an ``AsyncMongoClient``.
             connect_timeout: seconds for each attempt to connect.
             timeout: seconds for each operation, with all that it needs: to find a server, to connect, to try again.
 
         Raises:
             ConfigurationError: a URL or option that the ``pymongo`` package does not know, or no database.
+            ImportError: ``client=motor`` without the ``motor`` package.
         """
         scheme = url.partition("://")[0]
         try:
             parts = urlsplit(url)
-            options = parts.query.split("&") if parts.query else []
-            named = [unquote(option[11:]) for option in options if option.startswith("collection=")]
-            rest = "&".join(option for option in options if not option.startswith("collection="))
-            known = parts._replace(query=rest).geturl()
+            own = {"collection": "acache", "client": "pymongo"}
+            others: list[str] = []
+            for option in parts.query.split("&"):
+                name, _, word = option.partition("=")
+                if name in own:
+                    own[name] = unquote(word)
+                elif option:
+                    others.append(option)
+            known = parts._replace(query="&".join(others)).geturl()
+            if own["client"] not in ("pymongo", "motor"):
+                msg = f"client={own['client']}: write pymongo or motor"
+                raise ValueError(msg)  # noqa: TRY301 - as the package's own complaints are
             database = unquote(parts.path.strip("/"))
             if not database:
                 msg = "the database is missing: mongodb://host:port/database?collection=name"
                 raise ValueError(msg)  # noqa: TRY301 - as the package's own complaints are
 
-            def build() -> AsyncMongoClient[Json]:
-                return AsyncMongoClient(
+            make: Callable[..., _Client] = AsyncMongoClient
+            if own["client"] == "motor":
+                from ._motor import build as make  # noqa: PLC0415 - another extra
+
+            def build() -> _Client:
+                return make(
                     known,
                     serverSelectionTimeoutMS=math.ceil(connect_timeout * 1000),
                     connectTimeoutMS=math.ceil(connect_timeout * 1000),
@@ -165,7 +181,7 @@ class MongoDBBackend:
         except (errors.PyMongoError, ValueError, TypeError, Warning) as error:
             msg = f"cannot open {scheme}://...: {error}"  # not the URL itself: it may hold a password
             raise ConfigurationError(msg) from None
-        backend = cls(client, database=database, collection=named[-1] if named else "acache")
+        backend = cls(client, database=database, collection=own["collection"])
         backend._build = build
         backend._owned = client
         return backend
@@ -201,7 +217,9 @@ class MongoDBBackend:
         if client is not None:
             self._current = None
             if self._loop is asyncio.get_running_loop():
-                await cast("AsyncMongoClient[Json]", client).close()
+                closing = client.close()
+                if closing is not None:  # motor's is done at once
+                    await closing
 
     # Batch ----------------------------------------------------------------------------------------------------------
 

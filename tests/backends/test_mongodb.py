@@ -84,11 +84,12 @@ class TestMongoDBBackend(BackendConformance):
     title = "MongoDB"
     capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
 
-    @pytest.fixture(params=[None, *CLIENTS], ids=["pymongo", *[f"{name} injected" for name in CLIENTS]])
+    @pytest.fixture(params=["pymongo", "motor", "pymongo injected", "motor injected"])
     def backend(self, request: pytest.FixtureRequest, mongodb_url: str, database: str) -> MongoDBBackend:
-        if request.param is None:
-            return MongoDBBackend.from_url(mongodb_url + database)
-        return Injected(CLIENTS[request.param](mongodb_url), database=database)
+        driver, _, injected = request.param.partition(" ")
+        if not injected:
+            return MongoDBBackend.from_url(f"{mongodb_url}{database}?client={driver}")
+        return Injected(CLIENTS[driver](mongodb_url), database=database)
 
 
 @pytest.mark.parametrize("driver", CLIENTS)
@@ -654,3 +655,9 @@ async def test_a_replica_that_only_reads_refuses_writes(private_mongodb: Callabl
         await backend.set("k", b"w", ttl=60)
     assert type(caught.value) is BackendRefused
     await backend.aclose()
+
+
+def test_an_unknown_client_is_refused():
+    """By its name, before anything is built."""
+    with pytest.raises(ConfigurationError, match="client=mongoose"):
+        MongoDBBackend.from_url("mongodb://localhost/d?client=mongoose")

@@ -23,7 +23,7 @@ When: TypeAlias = Literal["before", "after"]
 
 PATIENT: Final = Policy(backend_timeout=30)
 """A policy under which a far tier that a test holds up is not given up."""
-SECONDS_TO_HANG: Final = 30
+SECONDS_TO_HANG: Final = 120
 
 KINDS: Final = ("memory", "near+backend", "backend", "redis", "near+redis")
 FAR: Final = tuple(kind for kind in KINDS if kind != "memory")

@@ -616,3 +616,19 @@ async def test_garbage_does_not_open_the_breaker():
             assert await cache.get(f"k{number}") is None
         await cache.set("good", 1)
         assert await cache.get("good") == 1
+
+
+async def test_a_thousand_unreadable_records_do_not_flood_the_log(caplog: pytest.LogCaptureFixture):
+    """One warning, and after ten seconds another that tells how many there were; the statistics have them all."""
+    clock, backend = FakeClock(), MemoryBackend()
+    cache = Cache(backend, memory=None, namespace="n", clock=clock)
+    await backend.set("n::k", b"garbage", ttl=None)
+    for _ in range(1000):
+        assert await cache.get("k") is None
+    assert len(caplog.records) == 1
+    clock.advance(10)
+    await cache.get("k")
+    assert [record.getMessage().split(":")[0] for record in caplog.records[1:]] == [
+        "'k' in namespace 'n' was taken as a miss, and 999 before it"
+    ]
+    assert cache.stats().decode_failures == 1001

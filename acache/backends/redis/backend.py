@@ -328,7 +328,14 @@ class RedisBackend:
         return await stream.read(self._transport(), wire, self.value_limit)
 
     def _names(self, keys: Sequence[str]) -> dict[bytes, str]:
-        return {check_key(key, self.key_limits): key for key in keys}
+        limits, longest = self.key_limits, self.key_limits.max_bytes
+        # Most keys are short ASCII: what takes no closer look takes no call, for there may be thousands.
+        return {
+            key.encode()
+            if type(key) is str and 0 < len(key) <= longest and key.isascii()
+            else check_key(key, limits): key
+            for key in keys
+        }
 
     def _checked(self, data: bytes) -> bytes:
         return check_value(data, self.value_limit, "Redis")

@@ -1,0 +1,81 @@
+"""`Deadlines`: ends what takes too long, with one timer for however many operations.
+
+``asyncio.timeout`` arms a timer for each, which costs more than the rest of a quick operation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+__all__ = ["Deadlines", "Operation"]
+
+
+class Operation:
+    """Something that a task is doing, and by when it has to be done."""
+
+    __slots__ = ("_cancelling", "_task", "due_at", "expired")
+
+    def __init__(self, task: asyncio.Task[Any], due_at: float) -> None:
+        self._task: Final = task
+        self._cancelling: Final = task.cancelling()
+        self.due_at: Final = due_at
+        """By the loop's clock."""
+        self.expired = False
+
+    def expire(self) -> None:
+        """End it: the task is cancelled, and `was_late` tells why."""
+        if not self.expired:
+            self.expired = True
+            self._task.cancel()
+
+    def was_late(self) -> bool:
+        """Tell whether a cancellation was the deadline's and nobody else's; take it back.  Called once, at the end."""
+        return self.expired and self._task.uncancel() <= self._cancelling
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether somebody has cancelled the task since it began; to be asked after `was_late`."""
+        return self._task.cancelling() > self._cancelling
+
+
+class Deadlines:
+    """Operations that have the same number of seconds; ``None`` for as long as they like."""
+
+    __slots__ = ("_loop", "_running", "_seconds", "_timer")
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds: Final = seconds
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._running: dict[Operation, None] = {}
+        """In the order of their ends, which is that of their beginnings."""
+
+    def begin(self, loop: asyncio.AbstractEventLoop) -> Operation:
+        """Note that the current task begins something; it calls `end` in any case."""
+        task = asyncio.current_task(loop)
+        assert task is not None  # noqa: S101 - coroutines are run by tasks
+        if self._loop is not loop:
+            self._loop, self._timer, self._running = loop, None, {}
+        if self._seconds is None:
+            return Operation(task, float("inf"))
+        operation = Operation(task, loop.time() + self._seconds)
+        self._running[operation] = None
+        if self._timer is None:
+            self._timer = loop.call_at(operation.due_at, self._expire)
+        return operation
+
+    def end(self, operation: Operation) -> None:
+        """Note that it has ended."""
+        self._running.pop(operation, None)
+
+    def _expire(self) -> None:
+        self._timer = None
+        assert self._loop is not None  # noqa: S101 - its timer
+        now = self._loop.time()
+        for operation in list(self._running):
+            if operation.due_at > now:
+                self._timer = self._loop.call_at(operation.due_at, self._expire)
+                return
+            del self._running[operation]
+            operation.expire()
