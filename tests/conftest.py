@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from acache.testing import BackendConformance
 
@@ -24,6 +25,17 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from tests.services import PrivateDynamoDB, PrivateMemcached, PrivateMongoDB, PrivateRedis, PrivateSentinel
+
+for name in ("ci", "local"):  # the same examples in each run, or new ones
+    settings.register_profile(
+        name,
+        deadline=None,  # the machine may be busy
+        derandomize=name == "ci",
+        database=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
+settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
@@ -118,6 +130,12 @@ def private_sentinel(tmp_path: Path) -> Iterator[Callable[..., PrivateSentinel]]
 def private_memcached(tmp_path: Path) -> Iterator[Callable[..., PrivateMemcached]]:
     """Start Memcached servers of the test's own, as `private_redis` does."""
     yield from private("memcached", "PrivateMemcached", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_memcached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., PrivateMemcached]]:
+    """Start Memcached servers that a module's tests share."""
+    yield from private("memcached", "PrivateMemcached", tmp_path_factory.mktemp("memcached"))
 
 
 @pytest.fixture

@@ -324,11 +324,13 @@ class Connection(asyncio.Protocol):
         if not self.ended.done():
             self.ended.set_result(None)
 
-    def close(self) -> None:
-        """Close now, or when the answers that are still to come are there."""
+    def close(self) -> bool:
+        """Close when the answers are there that somebody still waits for; tell whether that is now."""
         self.ending = True
-        if not self._replies:
-            self._lose(Lost("closed"))
+        if any(not reply.future.done() for reply in self._replies):
+            return False
+        self._lose(Lost("closed"))
+        return True
 
     def _lose(self, error: Exception) -> None:
         if self._lost is not None:

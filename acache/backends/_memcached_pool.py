@@ -195,15 +195,12 @@ class Pool:
         self._next_try = self.loop.time() + self._pause
 
     def close(self) -> list[Connection]:
-        """Close the connections that are idle now, and each other one when its answers are there."""
+        """Close the connections, each one when those who wait for its answers have them; return the idle ones."""
         self._closed = True
-        idle = [connection for connection in self._connections if not connection.pending]
-        for connection in [*self._connections]:
-            connection.close()
-        return idle
+        return [connection for connection in [*self._connections] if connection.close()]
 
     async def aclose(self) -> None:
-        """Close the connections, and see the idle ones closed."""
+        """Close the connections, and see the idle ones closed: those on which nobody waits for an answer."""
         for connection in self.close():
             await connection.ended
 

@@ -29,7 +29,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..clock import Clock, SystemClock
 from ..entry import counter, new_token
-from ..errors import BackendError, ConfigurationError, DecodeError, KeyMissing
+from ..errors import BackendError, ConfigurationError, DecodeError, KeyMissing, ValueTooLarge
 from ._dynamodb import Json, Table, get_session
 from .base import KeyLimits, Version, batch_error, check_key, check_value
 
@@ -190,8 +190,14 @@ class DynamoDBBackend:
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; a BatchWriteItem for every 25, eight at a time."""
-        failed = await self._write_many([{"PutRequest": {"Item": self._item(key, items[key], ttl)}} for key in items])
-        if failed:
+        requests: list[Json] = []
+        failed: dict[str, BackendError] = {}
+        for key, data in items.items():
+            try:
+                requests.append({"PutRequest": {"Item": self._item(key, data, ttl)}})
+            except ValueTooLarge as error:
+                failed[key] = error
+        if failed := {**await self._write_many(requests), **failed}:
             raise batch_error(failed)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
@@ -222,7 +228,7 @@ class DynamoDBBackend:
                 "update_item",
                 Key=_key(key),
                 UpdateExpression="SET #n = #n + :delta, #token = :token",
-                ReturnValues="UPDATED_NEW",
+                ReturnValues="ALL_NEW",  # moto leaves out of UPDATED_NEW what has the value that it had
                 values={
                     ":low": {"N": str(low)},
                     ":high": {"N": str(high)},
@@ -315,9 +321,10 @@ class DynamoDBBackend:
     # Items ----------------------------------------------------------------------------------------------------------
 
     def _item(self, key: str, data: bytes, ttl: float | None) -> Json:
+        name = _key(key)
         number = counter(check_value(data, self.value_limit, "DynamoDB"))
         held = {"data": {"B": bytes(data)}} if number is None else {"n": {"N": str(number)}}
-        return {**_key(key), "token": {"B": new_token()}, **held, **self._end(ttl)}
+        return {**name, "token": {"B": new_token()}, **held, **self._end(ttl)}
 
     def _end(self, ttl: float | None) -> Json:
         if ttl is None:

@@ -18,12 +18,21 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from operator import index
+from types import MappingProxyType
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from ..entry import counter
-from ..errors import BackendError, BackendTimeout, BackendUnavailable, ConfigurationError, DecodeError, KeyMissing
+from ..errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ConfigurationError,
+    DecodeError,
+    KeyMissing,
+    ValueTooLarge,
+)
 from ._gather import Gatherer
 from ._memcached import NUMBER, Item
 from ._memcached_pool import Pool, Ring, Server
@@ -53,6 +62,7 @@ _CHUNK: Final = 100
 _CHUNK_BYTES: Final = 1 << 18
 _ATTEMPTS: Final = 200
 _LONGEST_PAUSE: Final = 0.05
+_NOTHING: Final[Mapping[str, BackendError]] = MappingProxyType({})
 
 
 class MemcachedBackend:
@@ -172,7 +182,14 @@ class MemcachedBackend:
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; a hundred sets in one piece, all of them under way at once."""
         life = _life(ttl)
-        await self._say_all({key: self._storage(b"set", key, data, life) for key, data in items.items()}, _STORED)
+        commands: dict[str, bytes] = {}
+        refused: dict[str, BackendError] = {}
+        for key, data in items.items():
+            try:
+                commands[key] = self._storage(b"set", key, data, life)
+            except ValueTooLarge as error:
+                refused[key] = error
+        await self._say_all(commands, _STORED, refused)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
         """See `Batch.delete_many`; a hundred deletes in one piece, all of them under way at once."""
@@ -188,7 +205,8 @@ class MemcachedBackend:
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`; memcached's own, which has no sign, where the numbers have none; else gets and cas."""
         delta = index(delta)
-        if 0 <= delta < 2**32 and (seen := await self._look(key)) and 0 <= _number(key, seen.data) < 2**62:
+        seen = await self._look(key) if 0 <= delta < 2**32 else None
+        if seen is not None and 0 <= _number(key, seen.data) < 2**62 and not seen.data.endswith(b" "):
             word = await self._say(key, b"incr %b %d\r\n" % (self._wire(key), delta), _COUNTED)
             if word.isdigit():
                 return int(word)
@@ -290,8 +308,9 @@ class MemcachedBackend:
         return await self._say(key, self._storage(verb, key, data, life, token), _STORED)
 
     def _storage(self, verb: bytes, key: str, data: bytes, life: Life, token: bytes = b"") -> bytes:
+        wire = self._wire(key)
         check_value(data, self.value_limit, self._name)
-        return b"%b %b %d %d %d %b\r\n%b\r\n" % (verb, self._wire(key), *life, len(data), token, data)
+        return b"%b %b %d %d %d %b\r\n%b\r\n" % (verb, wire, *life, len(data), token, data)
 
     async def _say(self, key: str, command: bytes, known: Collection[bytes]) -> bytes:
         pool = self._pool(key.encode())
@@ -303,12 +322,14 @@ class MemcachedBackend:
             raise word
         return word
 
-    async def _say_all(self, commands: Mapping[str, bytes], known: Collection[bytes]) -> dict[str, bytes]:
+    async def _say_all(
+        self, commands: Mapping[str, bytes], known: Collection[bytes], refused: Mapping[str, BackendError] = _NOTHING
+    ) -> dict[str, bytes]:
         async def say(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Outcome]:
             words = await pool.words(b"".join(chunk.values()), known, len(chunk))
             return dict(zip(chunk, words, strict=True))
 
-        return await self._by_server(commands, say)
+        return await self._by_server(commands, say, refused)
 
     # Servers --------------------------------------------------------------------------------------------------------
 
@@ -336,8 +357,11 @@ class MemcachedBackend:
         self,
         parts: Mapping[str, bytes],
         ask: Callable[[Pool, dict[str, bytes]], Awaitable[dict[str, Outcome]]],
+        refused: Mapping[str, BackendError] = _NOTHING,
     ) -> dict[str, Any]:
         """Ask every server for its keys' parts, all chunks under one deadline; return what came of each.
+
+        What was ``refused`` before is told with what fails now.
 
         Raises:
             BackendError: of `batch_error` if some keys failed, as a single key's if all did and no server answers.
@@ -360,9 +384,10 @@ class MemcachedBackend:
             async with asyncio.TaskGroup() as group:
                 for pool, chunk in pieces:
                     group.create_task(attempt(pool, chunk))
+        outcomes.update(refused)
         failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, BackendError)}
         found = {key: outcome for key, outcome in outcomes.items() if not isinstance(outcome, BackendError)}
-        if len(failed) == len(parts) > 0 and all(pool.failing for pool in self._pools):
+        if len(failed) == len(parts) > 0 and not refused and all(pool.failing for pool in self._pools):
             raise next(iter(failed.values()))
         if failed:
             raise batch_error(failed, found=found)
@@ -413,7 +438,7 @@ def _exptime(seconds: int) -> int:
 
 
 def _number(key: str, data: bytes) -> int:
-    number = counter(data.rstrip(b" "))  # memcached's decr leaves blanks behind
+    number = counter(data.rstrip(b" "))  # another program's decr leaves blanks behind
     if number is None:
         msg = f"cannot increment {key!r}: it does not hold a counter"
         raise DecodeError(msg)

@@ -248,8 +248,12 @@ class MongoDBBackend:
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; one unordered bulk of a thousand upserts at a time."""
-        for data in items.values():
-            check_value(data, _LARGEST, "MongoDB")
+        refused: dict[str, BackendError] = {}
+        for key, data in items.items():
+            try:
+                check_value(data, _LARGEST, "MongoDB")
+            except ValueTooLarge as error:
+                refused[key] = error
 
         async def put(chunk: Sequence[str]) -> dict[str, BackendError]:
             token, failed = new_token(), {}
@@ -270,7 +274,7 @@ class MongoDBBackend:
                         await finished(self._replace(key, documents[key], _PARTS))
             return failed
 
-        await self._each_chunk(list(items), put)
+        await self._each_chunk(list(items), put, refused=refused)
 
     async def delete_many(self, keys: Sequence[str], /) -> int:
         """See `Batch.delete_many`; one find and one delete of a thousand at a time."""
@@ -289,8 +293,9 @@ class MongoDBBackend:
         keys: Sequence[str],
         work: Callable[[Sequence[str]], Awaitable[dict[str, BackendError]]],
         found: Mapping[str, bytes] | None = None,
+        refused: Mapping[str, BackendError] | None = None,
     ) -> None:
-        """Do ``work``, which returns the keys that failed, for a thousand keys at a time.
+        """Do ``work``, which returns the keys that failed, for a thousand keys at a time, but those ``refused``.
 
         A chunk that fails does not keep the next from being tried, unless it took all of the deadline: a server that is
         gone costs one deadline, not one for each chunk.
@@ -299,7 +304,7 @@ class MongoDBBackend:
             self._check(key)
         failed: dict[str, BackendError] = {}
         late: BackendError | None = None
-        for chunk in _chunks(keys):
+        for chunk in _chunks([key for key in keys if key not in refused] if refused else keys):
             if late is not None:
                 failed |= dict.fromkeys(chunk, late)
                 continue
@@ -309,6 +314,7 @@ class MongoDBBackend:
                 failed |= dict.fromkeys(chunk, error)
                 cause = error.__cause__
                 late = error if isinstance(cause, errors.PyMongoError) and cause.timeout else None
+        failed |= refused or {}
         if failed:
             raise batch_error(failed, found=found)
 

@@ -20,6 +20,8 @@ import botocore.session
 import pytest
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from acache import (
     BackendError,
@@ -33,8 +35,10 @@ from acache import (
     KeyMissing,
     ValueTooLarge,
 )
+from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Touch
 from acache.backends.dynamodb import DynamoDBBackend
 from acache.testing import BackendConformance, FakeClock
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -198,26 +202,52 @@ class Owned(DynamoDBBackend):
         await self.client.close()
 
 
-class TestDynamoDBBackend(BackendConformance):
-    """A client that is built from a URL or by a session of aioboto3, and one of aiobotocore that is passed in."""
+class OnItsOwnTable(BackendConformance):
+    """Under a clock that moves when told; a table for all."""
 
+    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Touch)
     clock = FakeClock(wall=time.time())
 
     async def pass_time(self, seconds: float) -> None:
         self.clock.advance(seconds)
 
-    @pytest.fixture(params=["dynamodb_url url", "dynamodb_url aioboto3", "dynamodb_url aiobotocore", "moto_url url"])
-    def backend(self, request: pytest.FixtureRequest, tables: dict[str, str]) -> DynamoDBBackend:
-        server, source = request.param.split()
-        endpoint = request.getfixturevalue(server)
+    def built(self, endpoint: str, tables: dict[str, str], source: str) -> DynamoDBBackend:
         table = tables.get(endpoint) or tables.setdefault(endpoint, make_table(endpoint))
         patience: dict[str, Any] = {"timeout": 20, "connect_timeout": 20, "clock": self.clock}
-        if source == "url":
-            url = f"dynamodb://{REGION}/{table}?endpoint_url={endpoint}&create_table=true"
-            return DynamoDBBackend.from_url(url, **patience)
+        if source == "aiobotocore injected":
+            return Owned(endpoint, table, timeout=20, clock=self.clock)
         if source == "aioboto3":
             return DynamoDBBackend(aioboto3.Session(region_name=REGION), table, endpoint_url=endpoint, **patience)
-        return Owned(endpoint, table, timeout=20, clock=self.clock)
+        url = f"dynamodb://{REGION}/{table}?endpoint_url={endpoint}&create_table=true"
+        return DynamoDBBackend.from_url(url, **patience)
+
+
+class TestOnDynalite(OnItsOwnTable):
+    """A client that is built from a URL or by a session of aioboto3, and one of aiobotocore that is passed in."""
+
+    title = "DynamoDB (dynalite)"
+
+    @pytest.fixture(params=["aiobotocore", "aiobotocore injected", "aioboto3"])
+    def backend(self, request: pytest.FixtureRequest, dynamodb_url: str, tables: dict[str, str]) -> DynamoDBBackend:
+        return self.built(dynamodb_url, tables, request.param)
+
+
+class TestOnMoto(OnItsOwnTable):
+    """A client that is built from a URL."""
+
+    title = "DynamoDB (moto) aiobotocore"
+    largest = 400_000  # moto refuses items of more than 405 000 bytes, DynamoDB those of more than 409 600
+
+    @pytest.fixture
+    def backend(self, moto_url: str, tables: dict[str, str]) -> DynamoDBBackend:
+        return self.built(moto_url, tables, "aiobotocore")
+
+
+def test_a_machine_and_a_dictionary_say_the_same(dynamodb_url: str, tables: dict[str, str]):
+    """Whatever is done to them."""
+    suite = OnItsOwnTable()
+    machine = backend_machine(lambda: suite.built(dynamodb_url, tables, "aiobotocore"), suite=OnItsOwnTable)
+    run_state_machine_as_test(machine, settings=settings(max_examples=5, stateful_step_count=20))
 
 
 # Items ---------------------------------------------------------------------------------------------------------------
@@ -876,6 +906,7 @@ async def test_the_removal_of_expired_items_is_switched_on(moto_url: str):
     raw.delete_table(TableName=name)
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_a_missing_table_is_refused_with_the_remedy(endpoint: str):
     """By every operation; once it is there nothing else need be done."""
     name = f"acache-{uuid.uuid4().hex}"
@@ -944,6 +975,7 @@ async def test_a_look_alike_without_removal_will_do_and_a_forbidden_one_is_told(
 # Faults --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 @pytest.mark.parametrize(
     ("status", "code", "error"),
     [
@@ -974,6 +1006,7 @@ async def test_dynamodb_s_errors_become_acache_s(status: int, code: str, error: 
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_an_item_that_is_too_large_for_the_server_is_told_as_such():
     """Should its limit be another one."""
     async with Liar((400, complaint("ValidationException", "Item size has exceeded the maximum allowed size"))) as liar:
@@ -983,6 +1016,7 @@ async def test_an_item_that_is_too_large_for_the_server_is_told_as_such():
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 @pytest.mark.parametrize(
     "code", ["ProvisionedThroughputExceededException", "ThrottlingException", "RequestLimitExceeded"]
 )
@@ -1005,6 +1039,7 @@ async def test_what_is_throttled_is_sent_again(code: str):
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 @pytest.mark.parametrize("answer", [(500, complaint("InternalServerError")), (0, b"")], ids=["error", "lost"])
 async def test_a_write_whose_outcome_is_unknown_is_not_sent_again(answer: tuple[int, bytes]):
     """An increment that was carried out and not confirmed must not count twice."""
@@ -1016,6 +1051,7 @@ async def test_a_write_whose_outcome_is_unknown_is_not_sent_again(answer: tuple[
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
@@ -1053,6 +1089,7 @@ async def test_what_is_no_answer_confirms_nothing(body: bytes, kind: str):
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_no_credentials_are_refused(monkeypatch: pytest.MonkeyPatch):
     """None to be found, and half of them."""
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
@@ -1066,6 +1103,7 @@ async def test_no_credentials_are_refused(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_a_server_that_is_not_there_is_told_within_the_deadline(closed_port: str):
     """Reading and writing alike, for one key and for many."""
     backend = built(closed_port, "acache", timeout=0.5)
@@ -1079,6 +1117,7 @@ async def test_a_server_that_is_not_there_is_told_within_the_deadline(closed_por
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_a_killed_server_is_used_again_when_it_is_back(private_dynamodb: Callable[..., PrivateDynamoDB]):
     """One backend sees it all; nobody restarts the application, and the table is made again."""
     server = private_dynamodb()
@@ -1102,6 +1141,7 @@ async def test_a_killed_server_is_used_again_when_it_is_back(private_dynamodb: C
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
     private_dynamodb: Callable[..., PrivateDynamoDB],
 ):
@@ -1141,6 +1181,7 @@ async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="DynamoDB")
 async def test_a_cache_goes_on_without_its_server(private_dynamodb: Callable[..., PrivateDynamoDB]):
     """Reads are misses, deletes say so, and it recovers by itself."""
     server = private_dynamodb()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, TypeVar
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import run_state_machine_as_test
 
 from acache import (
     BackendError,
@@ -41,12 +42,14 @@ from acache import (
 from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
 from acache.backends.file import FileBackend
 from acache.testing import BackendConformance, FakeClock
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 KILLS = int(os.environ.get("ACACHE_KILLS", "200"))
-"""How often the writer is killed."""
+"""How many writers are killed."""
+AT_ONCE = 4
 BIG = 200 * 1024 * 1024
 LARGE = b"large " * 50_000
 """More than stands in an entry's own file."""
@@ -59,6 +62,8 @@ T = TypeVar("T")
 class TestFileBackend(BackendConformance):
     """On a real disk, under a clock that moves when told."""
 
+    title = "File"
+    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
     clock = FakeClock(wall=time.time())
 
     async def pass_time(self, seconds: float) -> None:
@@ -67,6 +72,12 @@ class TestFileBackend(BackendConformance):
     @pytest.fixture(params=[None, 100 << 20], ids=["unbounded", "bounded"])
     def backend(self, request: pytest.FixtureRequest, tmp_path: Path) -> FileBackend:
         return FileBackend(tmp_path / "cache", max_bytes=request.param, clock=self.clock)
+
+
+def test_a_machine_and_a_dictionary_say_the_same(tmp_path: Path) -> None:
+    """Whatever is done to them."""
+    machine = backend_machine(lambda: FileBackend(tmp_path, clock=TestFileBackend.clock), suite=TestFileBackend)
+    run_state_machine_as_test(machine, settings=settings(max_examples=15, stateful_step_count=25))
 
 
 @pytest.fixture
@@ -113,14 +124,9 @@ def python(source: str, *arguments: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(source), *map(str, arguments)],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-
-
-def test_it_has_the_capabilities_of_a_disk(directory: Path) -> None:
-    """All but leases and messages."""
-    for capability in (Batch, Add, Counter, Touch, Clear, Scan, Cas, Stream):
-        assert isinstance(FileBackend(directory), capability)
 
 
 # Set-up -------------------------------------------------------------------------------------------------------------
@@ -507,6 +513,7 @@ def _directory(path: Path) -> None:
 DAMAGES = [_truncate, _empty, _extend, _zero, _flip_last, _remove]
 
 
+@pytest.mark.need("faults", engine="File")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("what", ["small", "head", "body"])
 async def test_a_damaged_entry_is_a_miss(
@@ -620,8 +627,8 @@ async def test_swapped_files_are_misses(backend: FileBackend, directory: Path, d
 
 # Killed writers and many processes ----------------------------------------------------------------------------------
 
-WRITER = """
-    import asyncio, sys
+WRITERS = """
+    import asyncio, os, signal, sys
     from acache.backends.file import FileBackend
 
     async def chunks(byte):
@@ -630,8 +637,8 @@ WRITER = """
 
     async def main():
         backend = FileBackend(sys.argv[1], max_bytes=50_000_000)
-        print(flush=True)
-        turn = 0
+        print(os.getpid(), flush=True)
+        turn = os.getpid()
         while True:
             turn += 1
             byte = turn % 256
@@ -641,41 +648,44 @@ WRITER = """
             await backend.incr("count", 1, ttl=None)
             await backend.delete("large")
 
-    asyncio.run(main())
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    for _ in sys.stdin:
+        if os.fork() == 0:
+            asyncio.run(main())
 """
+"""Forks a writer for each line, and says its number when it begins: quicker than a Python for each."""
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_killed_writer_leaves_nothing_torn(directory: Path, clock: FakeClock) -> None:
     """Killed at random instants: values are whole, counters only grow, and the sweep removes all that was left."""
     backend = FileBackend(directory, max_bytes=50_000_000, clock=clock)
     lengths = {"small": 300, "large": 300_000, "stream": 560_000}
     count = 0
-    writers = [python(WRITER, directory) for _ in range(2)]
-    for kill in range(KILLS):
-        writer = writers.pop(0)
-        assert writer.stdout is not None
-        await asyncio.to_thread(writer.stdout.readline)
-        writers.append(python(WRITER, directory))  # starts while the other works
-        deadline = time.monotonic() + random.uniform(0.0, 0.08)
+    nursery = python(WRITERS, directory)
+    assert nursery.stdin is not None
+    assert nursery.stdout is not None
+    working: list[int] = []
+    for kills in range(0, KILLS, AT_ONCE):
+        while len(working) < AT_ONCE:
+            nursery.stdin.write(b"\n")
+            nursery.stdin.flush()
+            working.append(int(await asyncio.to_thread(nursery.stdout.readline)))
+        deadline = time.monotonic() + random.uniform(0.0, 0.1)
         while time.monotonic() < deadline or await backend.get("count") is None:
             for key, data in (await backend.get_many(list(lengths))).items():
                 assert len(data) == lengths[key]
                 assert len(set(data)) == 1
-        writer.send_signal(signal.SIGKILL)
-        writer.stdout.close()
-        writer.wait()
+        while working:
+            os.kill(working.pop(), signal.SIGKILL)
         for key, length in lengths.items():
             data = await backend.get(key)
             assert data is None or (len(data) == length and len(set(data)) == 1)
         now = int(await backend.get("count") or b"0")
         assert now >= count
         count = now
-        assert await backend.add("nobody holds a lock", b"", ttl=None) is (kill == 0)
-    for writer in writers:
-        writer.kill()
-        assert writer.stdout is not None
-        writer.stdout.close()
-        writer.wait()
+        assert await backend.add("nobody holds a lock", b"", ttl=None) is (kills == 0)
+    nursery.communicate()  # it ends when its input does
     assert count > 0
     clock.advance(2 * HOUR)
     await backend.sweep()
@@ -743,6 +753,7 @@ def shard_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:2]
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_stopped_writer_costs_the_others_their_deadline_at_most(directory: Path) -> None:
     """Of each operation, a hundred at once; reads and other shards do not notice, and no worker is taken."""
     backend = FileBackend(directory, lock_timeout=2, threads=2)
@@ -809,6 +820,7 @@ async def test_a_cancelled_writer_waits_no_more(directory: Path) -> None:
     assert await backend.get("k") == b"old"
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_stopped_sweeper_does_not_let_the_bound_go(directory: Path, clock: FakeClock) -> None:
     """While nobody can make room, writes that need it are told so; afterwards they fit."""
     backend = FileBackend(directory, max_bytes=1 << 20, clock=clock, lock_timeout=0.2)
@@ -841,6 +853,7 @@ def mounted(path: Path, *arguments: str) -> Iterator[None]:
         subprocess.run(["umount", "-l", str(path)], check=True)
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_full_disk_is_an_error_and_then_is_not(tmp_path: Path) -> None:
     """Writes raise with the cause, leave no garbage, reads go on, and once there is room everything is well."""
     with mounted(tmp_path / "small", "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
@@ -870,6 +883,7 @@ async def test_a_full_disk_is_an_error_and_then_is_not(tmp_path: Path) -> None:
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_limit_on_files_names_the_value(backend: FileBackend, directory: Path) -> None:
     """RLIMIT_FSIZE: a value larger than a file may be is too large, and nothing of it stays."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -886,6 +900,7 @@ async def test_a_limit_on_files_names_the_value(backend: FileBackend, directory:
     assert files(directory, "*.tmp") == []
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_read_only_disk_is_read(tmp_path: Path) -> None:
     """Hits are hits, writes are refused."""
     backend = FileBackend(tmp_path / "cache", max_bytes=1 << 20)
@@ -901,6 +916,7 @@ async def test_a_read_only_disk_is_read(tmp_path: Path) -> None:
         await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
     """Or above it: reads miss, writes are refused, and the file stays."""
     (tmp_path / "file").write_text("mine")
@@ -914,6 +930,7 @@ async def test_a_file_in_the_place_of_the_directory(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_permission_denied_is_refused(tmp_path: Path) -> None:
     """A process without the right to the directory misses on reads and is told on writes."""
     owner = FileBackend(tmp_path / "cache")
@@ -949,6 +966,7 @@ async def test_permission_denied_is_refused(tmp_path: Path) -> None:
         (tmp_path / "cache").chmod(0o700)
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_the_directory_may_vanish(backend: FileBackend, directory: Path) -> None:
     """Somebody empties the disk: misses, and the next write begins anew."""
     await backend.set("k", b"v", ttl=60)
@@ -959,6 +977,7 @@ async def test_the_directory_may_vanish(backend: FileBackend, directory: Path) -
     assert await backend.get("k") == b"w"
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_batch_names_what_failed(backend: FileBackend, directory: Path) -> None:
     """One shard is not to be used: its keys are in the error, with the cause, and the others are done."""
     keys = [f"k{number}" for number in range(600)]
@@ -977,6 +996,7 @@ async def test_a_batch_names_what_failed(backend: FileBackend, directory: Path) 
     assert await backend.get_many(keys) == dict.fromkeys(bad, b"old")
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_batch_stores_what_fits(directory: Path) -> None:
     """What is too large is named, with limit and size."""
     backend = FileBackend(directory, max_bytes=1 << 20)
@@ -1017,6 +1037,7 @@ async def test_a_key_that_is_none_is_refused(backend: FileBackend, directory: Pa
     assert not directory.exists()
 
 
+@pytest.mark.need("faults", engine="File")
 async def test_a_clock_set_back_ends_nothing_early(backend: FileBackend, clock: FakeClock) -> None:
     """Entries live longer by that much, can be replaced and swept, and their files are not taken for abandoned ones."""
     await backend.set("k", b"v", ttl=60)

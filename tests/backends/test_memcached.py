@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import itertools
 import random
 import socket
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import aiomcache
 import pytest
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
 from acache import (
     BackendError,
@@ -30,6 +33,7 @@ from acache import (
 from acache.backends.base import Add, Batch, Cas, Clear, Counter, Scan, Touch
 from acache.backends.memcached import MemcachedBackend
 from acache.testing import BackendConformance
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -37,10 +41,41 @@ if TYPE_CHECKING:
     from acache.backends import Backend
 
 SHORT = 1.0
+WAITING = {
+    name: check
+    for name, test in inspect.getmembers(BackendConformance, inspect.isfunction)
+    if "pass_time" in (check := inspect.unwrap(test)).__code__.co_names and name.startswith("test_")
+}
+"""The checks that let time pass."""
 
 
 class InWholeSeconds(BackendConformance):
-    """The server's clock ends the entries; with a ttl of whole seconds it is at most one late."""
+    """The server's clock ends the entries; with a ttl of whole seconds it is at most one late.
+
+    That is long for a test, so the checks that let time pass all do so at once, when the first of them is asked for.
+    """
+
+    capabilities = (Add, Batch, Cas, Counter, Touch)
+    foreign_counters: ClassVar = {b"1 ": 1}  # what memcached's decr makes of b"10" and 9
+    ends: ClassVar[dict[str, BaseException | None]]
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.ends = {}
+
+    def run_check(self, check: Callable[..., Any], backend: Backend) -> None:
+        if check.__name__ not in WAITING:
+            super().run_check(check, backend)
+            return
+        if not self.ends:
+
+            async def all_of_them(self: Self, backend: Backend) -> None:
+                ends = await asyncio.gather(*[one(self, backend) for one in WAITING.values()], return_exceptions=True)
+                self.ends.update(zip(WAITING, ends, strict=True))
+
+            super().run_check(all_of_them, backend)
+        if (end := self.ends[check.__name__]) is not None:
+            raise end
 
     @staticmethod
     def short(backend: Backend) -> float:
@@ -54,18 +89,27 @@ class InWholeSeconds(BackendConformance):
 class TestMemcachedBackend(InWholeSeconds):
     """One server, by URL."""
 
+    title = "Memcached"
+
     @pytest.fixture
     def backend(self, memcached_url: str) -> Backend:
         return MemcachedBackend.from_url(memcached_url)
 
 
+@pytest.fixture(scope="module")
+def ports(module_memcached: Callable[..., Any]) -> list[int]:
+    """Return where three servers are."""
+    return [module_memcached().port for _ in range(3)]
+
+
 class TestSeveralServers(InWholeSeconds):
     """Three servers, by clients of the caller's with few connections."""
 
+    title = "Memcached (3 servers)"
+
     @pytest.fixture
-    def backend(self, private_memcached: Callable[..., Any]) -> Backend:
-        servers = [private_memcached() for _ in range(3)]
-        return MemcachedBackend(*[aiomcache.Client("127.0.0.1", server.port, pool_size=3) for server in servers])
+    def backend(self, ports: list[int]) -> Backend:
+        return MemcachedBackend(*[aiomcache.Client("127.0.0.1", port, pool_size=3) for port in ports])
 
 
 @pytest.fixture
@@ -176,6 +220,12 @@ def closed_port(private_memcached: Callable[..., Any]) -> str:
 
 
 # What it is -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_machine_and_a_dictionary_say_the_same(memcached_url: str):
+    """Whatever is done to them; few examples, for time is the server's."""
+    machine = backend_machine(lambda: MemcachedBackend.from_url(memcached_url, timeout=10), suite=InWholeSeconds)
+    run_state_machine_as_test(machine, settings=settings(max_examples=4, stateful_step_count=15))
 
 
 async def test_it_has_the_capabilities_that_memcached_can_carry(backend: MemcachedBackend):
@@ -705,6 +755,20 @@ async def test_closing_lets_running_calls_finish(memcached_url: str, key: str):
         await proxy.until_open(0)
 
 
+async def test_closing_does_not_wait_for_what_nobody_waits_for(memcached_url: str, key: str):
+    """A connection on which the answer to a cancelled call is still to come is closed like an idle one."""
+    async with Proxy(memcached_url) as proxy, opened(proxy.url) as backend:
+        await backend.get(key)
+        proxy.hold()
+        task = asyncio.ensure_future(backend.get(key))
+        await proxy.held.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        await backend.aclose()
+        await proxy.until_open(0)
+        proxy.release()
+
+
 def test_two_loops_one_after_the_other(memcached_url: str, key: str):
     """By URL and by clients: the second loop gets connections of its own."""
     client = aiomcache.Client("127.0.0.1", int(memcached_url.rpartition(":")[2]))
@@ -732,6 +796,7 @@ def test_two_loops_in_turns(memcached_url: str, key: str):
 # Faults ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_nobody_there(private_memcached: Callable[..., Any]):
     """The error says where, and keeps the operating system's word."""
     url = closed_port(private_memcached)
@@ -741,6 +806,7 @@ async def test_nobody_there(private_memcached: Callable[..., Any]):
         assert isinstance(caught.value.__cause__, OSError)
 
 
+@pytest.mark.need("faults", engine="Memcached")
 @pytest.mark.parametrize(
     ("answer", "error"),
     [
@@ -805,6 +871,7 @@ async def talking(talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], A
             await asyncio.wait(tasks)
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_line_without_end_is_no_answer():
     """It is given up after some thousand bytes: neither the deadline nor the memory is spent on it."""
     sent = 0
@@ -824,6 +891,7 @@ async def test_a_line_without_end_is_no_answer():
         assert sent < 50_000_000
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_an_answer_that_drips_is_late():
     """A server that is always about to finish gets no more than the deadline, and no second question after it."""
     connections = 0
@@ -844,6 +912,7 @@ async def test_an_answer_that_drips_is_late():
             assert connections == number
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_what_nobody_asked_for_is_answered_to_nobody():
     """A server that answers twice loses the connection; the next caller gets no answer of the past."""
 
@@ -859,6 +928,7 @@ async def test_what_nobody_asked_for_is_answered_to_nobody():
                 assert await backend.delete("k") is None  # "VALUE ..." is no answer to it
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_one_late_answer_fails_one_caller():
     """The others on the same connection get theirs, and so does everybody after it."""
     connections = 0
@@ -883,6 +953,7 @@ async def test_one_late_answer_fails_one_caller():
         assert connections == 1
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_ten_thousand_cancelled_and_late_calls(memcached_url: str):
     """At random instants, on few connections, some of them held up: every answer that arrives belongs to its key."""
     randomly = random.Random(11)
@@ -947,6 +1018,7 @@ async def test_ten_thousand_cancelled_and_late_calls(memcached_url: str):
         await proxy.until_open(0)
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_cancelled_call_costs_no_connection(memcached_url: str, key: str):
     """Its answer is read and dropped; the connection is the same before and after."""
     async with Proxy(memcached_url) as proxy, opened(proxy.url) as backend:
@@ -988,6 +1060,7 @@ async def test_small_answers_do_not_wait_for_large_ones():
         assert await large == b"x" * 1_000_000
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_connection_that_cannot_be_had_is_done_without():
     """While a large answer is on its way and the server takes nobody new, others wait behind it, and no call fails."""
     begun, go = asyncio.Event(), asyncio.Event()
@@ -1017,6 +1090,7 @@ async def test_a_connection_that_cannot_be_had_is_done_without():
         assert await small is None
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_line_that_drips_is_late_too():
     """Bytes that make no answer do not keep a connection alive."""
     connections = 0
@@ -1050,6 +1124,7 @@ def accepting_nobody() -> Iterator[str]:
         yield f"memcached://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_whoever_waits_for_a_connection_waits_one_deadline():
     """Not one after the other; and a cancelled one leaves the others their turn."""
     with accepting_nobody() as url:
@@ -1065,6 +1140,7 @@ async def test_whoever_waits_for_a_connection_waits_one_deadline():
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_call_cancelled_while_it_connects_leaves_nothing(memcached_url: str, key: str):
     """At each turn of the event loop; the next call connects by itself."""
     for turns in range(8):
@@ -1081,6 +1157,7 @@ async def test_a_call_cancelled_while_it_connects_leaves_nothing(memcached_url: 
             await proxy.until_open(0)
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_answers_belong_to_their_keys_while_the_server_comes_and_goes(private_memcached: Callable[..., Any]):
     """Under load, killed and restarted, paused and resumed: each read is the key's own value, nothing, or an error."""
     server = private_memcached()
@@ -1115,6 +1192,7 @@ async def test_answers_belong_to_their_keys_while_the_server_comes_and_goes(priv
         assert await backend.get("none") is None
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_killed_server_is_used_again_when_it_is_back(private_memcached: Callable[..., Any]):
     """Errors while it is away, none once it is back, for whichever operation comes first."""
     server = private_memcached()
@@ -1136,6 +1214,7 @@ async def test_a_killed_server_is_used_again_when_it_is_back(private_memcached: 
             await first()
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_restart_in_between_shows_once_at_most(private_memcached: Callable[..., Any]):
     """Twenty connections went with the old server: a read does not notice, and one write at most does."""
     server = private_memcached()
@@ -1155,6 +1234,7 @@ async def test_a_restart_in_between_shows_once_at_most(private_memcached: Callab
         assert await backend.get("k19") == b"v"
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_paused_server_costs_the_deadline_and_no_more(private_memcached: Callable[..., Any]):
     """Connected or not; afterwards every answer is right again."""
     server = private_memcached()
@@ -1173,6 +1253,7 @@ async def test_a_paused_server_costs_the_deadline_and_no_more(private_memcached:
         assert await backend.get("k") == b"v"
 
 
+@pytest.mark.need("faults", engine="Memcached")
 async def test_a_cache_goes_on_without_its_server(private_memcached: Callable[..., Any]):
     """Reads are misses, deletes say so, and it recovers by itself."""
     server = private_memcached()
@@ -1233,6 +1314,7 @@ async def two_halves(backend: MemcachedBackend, keys: list[str], dead: Any) -> t
     return lost, [key for key in keys if key not in lost]
 
 
+@pytest.mark.need("faults", engine="Memcached (3 servers)")
 @pytest.mark.parametrize("how", ["killed", "paused"])
 async def test_a_batch_fails_for_the_keys_of_a_dead_server_only(private_memcached: Callable[..., Any], how: str):
     """The error says which, and has what was found; the others are read, stored and removed; one deadline for all."""
@@ -1264,6 +1346,7 @@ async def test_a_batch_fails_for_the_keys_of_a_dead_server_only(private_memcache
             servers[1].resume() if how == "paused" else servers[1].restart()
 
 
+@pytest.mark.need("faults", engine="Memcached (3 servers)")
 async def test_a_server_that_does_not_answer_is_left_alone(private_memcached: Callable[..., Any]):
     """After one deadline its keys fail at once, marked as this key's failure only; later they are asked for again."""
     servers = [private_memcached() for _ in range(2)]
@@ -1295,6 +1378,7 @@ async def test_a_server_that_does_not_answer_is_left_alone(private_memcached: Ca
         assert await backend.get_many(keys) == dict.fromkeys(keys, b"v")
 
 
+@pytest.mark.need("faults", engine="Memcached (3 servers)")
 async def test_when_no_server_answers_the_whole_operation_failed(private_memcached: Callable[..., Any]):
     """Nothing is in ``failed``: it is not about some keys."""
     servers = [private_memcached() for _ in range(2)]
@@ -1308,6 +1392,7 @@ async def test_when_no_server_answers_the_whole_operation_failed(private_memcach
             assert caught.value.failed == {}
 
 
+@pytest.mark.need("faults", engine="Memcached (3 servers)")
 async def test_what_one_server_refuses_fails_for_its_key_only(private_memcached: Callable[..., Any]):
     """A value above the server's own limit; the rest of the batch is stored."""
     async with opened(private_memcached("-I", "512k").url) as backend:
@@ -1317,6 +1402,7 @@ async def test_what_one_server_refuses_fails_for_its_key_only(private_memcached:
         assert await backend.get_many(["j", "k", "l"]) == {"j": b"j", "l": b"l"}
 
 
+@pytest.mark.need("faults", engine="Memcached (3 servers)")
 async def test_a_dead_server_takes_its_own_keys_only(private_memcached: Callable[..., Any]):
     """They raise, and are not looked for elsewhere; the other servers' keys are as before, and it may come back."""
     servers = [private_memcached() for _ in range(3)]

@@ -14,6 +14,8 @@ import pymongo
 import pytest
 from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import OperationFailure
 
@@ -28,8 +30,10 @@ from acache import (
     KeyMissing,
     ValueTooLarge,
 )
+from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
 from acache.backends.mongodb import MongoDBBackend
 from acache.testing import BackendConformance
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -38,8 +42,12 @@ if TYPE_CHECKING:
 
     from tests.services import PrivateMongoDB
 
-# What is cancelled while pymongo connects leaves its socket to the garbage collector, which closes it and warns.
-pytestmark = pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning")
+# What is cancelled while pymongo connects leaves its socket, and the transport over it, to the garbage collector, which
+# closes it and warns.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*<socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:.*_SelectorTransport.__del__:pytest.PytestUnraisableExceptionWarning"),
+]
 
 CLIENTS = {"pymongo": pymongo.AsyncMongoClient, "motor": AsyncIOMotorClient}
 LARGEST = 16 * 1024 * 1024 - 16 * 1024
@@ -73,11 +81,23 @@ def database(mongodb_url: str) -> Iterator[str]:
 class TestMongoDBBackend(BackendConformance):
     """A client that is built, and both that can be passed in; the server's clock ends the entries."""
 
-    @pytest.fixture(params=["url", "url, motor", *CLIENTS])
+    title = "MongoDB"
+    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
+
+    @pytest.fixture(params=["pymongo", "motor", "pymongo injected", "motor injected"])
     def backend(self, request: pytest.FixtureRequest, mongodb_url: str, database: str) -> MongoDBBackend:
-        if request.param.startswith("url"):
-            return MongoDBBackend.from_url(mongodb_url + database + "?client=motor" * ("motor" in request.param))
-        return Injected(CLIENTS[request.param](mongodb_url), database=database)
+        driver, _, injected = request.param.partition(" ")
+        if not injected:
+            return MongoDBBackend.from_url(f"{mongodb_url}{database}?client={driver}")
+        return Injected(CLIENTS[driver](mongodb_url), database=database)
+
+
+@pytest.mark.parametrize("driver", CLIENTS)
+def test_a_machine_and_a_dictionary_say_the_same(mongodb_url: str, database: str, driver: str):
+    """Whatever is done to them."""
+    client = CLIENTS[driver]
+    machine = backend_machine(lambda: Injected(client(mongodb_url), database=database), suite=TestMongoDBBackend)
+    run_state_machine_as_test(machine, settings=settings(max_examples=5, stateful_step_count=25))
 
 
 @pytest.fixture
@@ -548,6 +568,7 @@ def test_a_url_that_makes_no_sense_is_refused_at_once(rest: str):
 # Faults --------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_server_that_is_not_there_is_told_within_the_deadline(closed_port: int):
     """Reading and writing alike."""
     backend = MongoDBBackend.from_url(f"mongodb://127.0.0.1:{closed_port}/d", timeout=0.3)
@@ -560,6 +581,7 @@ async def test_a_server_that_is_not_there_is_told_within_the_deadline(closed_por
     assert time.monotonic() - begun < 1.5
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_killed_server_is_unavailable_until_it_is_back(private_mongodb: Callable[..., PrivateMongoDB]):
     """One backend sees it all; nobody restarts the application."""
     server = private_mongodb()
@@ -581,6 +603,7 @@ async def test_a_killed_server_is_unavailable_until_it_is_back(private_mongodb: 
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
     private_mongodb: Callable[..., PrivateMongoDB],
 ):
@@ -609,6 +632,7 @@ async def test_a_paused_server_costs_a_deadline_and_answers_in_step_again(
     await backend.aclose()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_closing_waits_for_no_dead_server(private_mongodb: Callable[..., PrivateMongoDB]):
     """Paused or gone: an application can end."""
     server = private_mongodb()
@@ -622,6 +646,7 @@ async def test_closing_waits_for_no_dead_server(private_mongodb: Callable[..., P
         server.resume()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_what_the_server_forbids_is_refused(private_mongodb: Callable[..., PrivateMongoDB]):
     """A wrong password, and a user who may not write; who may do all but make the index needs no more."""
     server = private_mongodb("--auth")
@@ -660,6 +685,7 @@ async def test_what_the_server_forbids_is_refused(private_mongodb: Callable[...,
         await one.aclose()
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_replica_that_only_reads_refuses_writes(private_mongodb: Callable[..., PrivateMongoDB]):
     """And is read."""
     server = private_mongodb("--replSet", "rs0")

@@ -194,6 +194,7 @@ async def test_what_is_no_key_is_refused_by_every_operation(make: Callable[..., 
 # Batches -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_batch_tells_which_keys_failed_and_does_the_others(
     make: Callable[..., Any], mongodb_url: str, database: str
 ):
@@ -211,6 +212,7 @@ async def test_a_batch_tells_which_keys_failed_and_does_the_others(
     assert await backend.get_many(list(items)) == {key: data for key, data in items.items() if key not in bad}
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_server_that_dies_in_a_batch_fails_the_keys_it_did_not_answer(
     make: Callable[..., Any], private_mongodb: Callable[..., PrivateMongoDB]
 ):
@@ -232,6 +234,7 @@ async def test_a_server_that_dies_in_a_batch_fails_the_keys_it_did_not_answer(
     assert await recovered(lambda: backend.get_many(["k", "0"])) is not None
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_what_was_found_before_the_server_died_is_told(
     make: Callable[..., Any], private_mongodb: Callable[..., PrivateMongoDB]
 ):
@@ -275,6 +278,7 @@ async def test_what_was_found_before_the_server_died_is_told(
 # Servers -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_refused_connection_is_unavailable(make: Callable[..., Any], closed_port: int):
     """Whatever is asked."""
     backend = make(f"mongodb://127.0.0.1:{closed_port}/", deadline=0.05)
@@ -282,6 +286,7 @@ async def test_a_refused_connection_is_unavailable(make: Callable[..., Any], clo
         await fails(call, BackendUnavailable)
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_connection_that_is_reset_is_unavailable(make: Callable[..., Any]):
     """By a server that hangs up as soon as it is asked."""
 
@@ -294,6 +299,7 @@ async def test_a_connection_that_is_reset_is_unavailable(make: Callable[..., Any
             await fails(operations(backend)[name], BackendUnavailable)
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_paused_server_costs_a_deadline(
     make: Callable[..., Any], private_mongodb: Callable[..., PrivateMongoDB]
 ):
@@ -308,6 +314,7 @@ async def test_a_paused_server_costs_a_deadline(
     assert [await backend.get(str(number)) for number in range(20)] == [b"%d!" % number for number in range(20)]
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_restarted_server_is_found_again(
     make: Callable[..., Any], private_mongodb: Callable[..., PrivateMongoDB]
 ):
@@ -322,6 +329,7 @@ async def test_a_restarted_server_is_found_again(
     assert await backend.get("k") == b"w"
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_exactly_the_role_of_the_manual_will_do(
     make: Callable[..., Any], private_mongodb: Callable[..., PrivateMongoDB]
 ):
@@ -354,6 +362,7 @@ async def test_exactly_the_role_of_the_manual_will_do(
         await fails(user("cache", "wrong")[name], BackendRefused)
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_primary_that_steps_down_refuses_writes_until_it_is_back(
     make: Callable[..., Any], private_mongodb: Callable[..., PrivateMongoDB]
 ):
@@ -375,6 +384,7 @@ async def test_a_primary_that_steps_down_refuses_writes_until_it_is_back(
     assert await backend.get("k") == b"v"
 
 
+@pytest.mark.need("faults", engine="MongoDB")
 async def test_a_value_that_only_the_server_finds_too_large_is_told(
     make: Callable[..., Any], mongodb_url: str, database: str, monkeypatch: pytest.MonkeyPatch
 ):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 from redis import asyncio as aioredis
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 
@@ -23,8 +25,10 @@ from acache import (
     InvalidKey,
     ValueTooLarge,
 )
+from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
 from acache.backends.redis import RedisBackend
 from acache.testing import BackendConformance
+from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -194,16 +198,29 @@ PATIENT: dict[str, Any] = {"connect_timeout": 10.0, "timeout": 10.0}
 """For tests that are not about deadlines: the machine may be busy."""
 
 
-class TestRedis(BackendConformance):
+SCHEMES = {"redis": "redis", "redis-cluster": "redis+cluster", "valkey": "valkey"}
+
+
+class OnRedis(BackendConformance):
+    """Whatever kind of Redis it is."""
+
+    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
+
+
+class TestRedis(OnRedis):
     """One server."""
+
+    title = "Redis"
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
         return RedisBackend.from_url(f"{redis_url}?protocol={request.param}", **PATIENT)
 
 
-class TestValkey(BackendConformance):
+class TestValkey(OnRedis):
     """Its free sibling."""
+
+    title = "Valkey"
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, valkey_url: str) -> Backend:
@@ -212,8 +229,10 @@ class TestValkey(BackendConformance):
         )
 
 
-class TestCluster(BackendConformance):
+class TestCluster(OnRedis):
     """Three masters."""
+
+    title = "Redis Cluster"
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, redis_cluster_url: str) -> Backend:
@@ -221,16 +240,20 @@ class TestCluster(BackendConformance):
         return RedisBackend.from_url(f"{url}?protocol={request.param}", **PATIENT)
 
 
-class TestPool(BackendConformance):
+class TestPool(OnRedis):
     """Each command on a connection of its own."""
+
+    title = "Redis pool"
 
     @pytest.fixture(params=[2, 3], ids=["RESP2", "RESP3"])
     def backend(self, request: pytest.FixtureRequest, redis_url: str) -> Backend:
         return RedisBackend.from_url(f"{redis_url}?protocol={request.param}&multiplex=false", **PATIENT)
 
 
-class TestClusterPool(BackendConformance):
+class TestClusterPool(OnRedis):
     """The same with a cluster."""
+
+    title = "Redis Cluster pool"
 
     @pytest.fixture
     def backend(self, redis_cluster_url: str) -> Backend:
@@ -238,16 +261,20 @@ class TestClusterPool(BackendConformance):
         return RedisBackend.from_url(url, multiplex=False, **PATIENT)
 
 
-class TestInjectedClient(BackendConformance):
+class TestInjectedClient(OnRedis):
     """Somebody else's client of one server."""
+
+    title = "Redis injected client"
 
     @pytest.fixture
     def backend(self, redis_url: str) -> Backend:
         return ClosingItsClient(aioredis.Redis.from_url(redis_url))
 
 
-class TestInjectedCluster(BackendConformance):
+class TestInjectedCluster(OnRedis):
     """Somebody else's client of a cluster."""
+
+    title = "Redis Cluster injected client"
 
     @pytest.fixture
     def backend(self, redis_cluster_url: str) -> Backend:
@@ -259,16 +286,20 @@ def sentinel(module_redis: Callable[..., Any], module_sentinel: Callable[..., An
     return module_sentinel(module_redis().port)
 
 
-class TestSentinel(BackendConformance):
+class TestSentinel(OnRedis):
     """A master that a Sentinel names."""
+
+    title = "Redis Sentinel"
 
     @pytest.fixture
     def backend(self, sentinel: Any) -> Backend:
         return RedisBackend.from_url(f"redis+sentinel://127.0.0.1:{sentinel.port}/mymaster", **PATIENT)
 
 
-class TestInjectedSentinel(BackendConformance):
+class TestInjectedSentinel(OnRedis):
     """Somebody else's client of a master that a Sentinel names."""
+
+    title = "Redis Sentinel injected client"
 
     @pytest.fixture
     def backend(self, sentinel: Any) -> Backend:
@@ -288,6 +319,14 @@ class ClosingItsClient(RedisBackend):
         pool = getattr(self._client, "connection_pool", None)
         for sentinel in pool.sentinel_manager.sentinels if isinstance(pool, SentinelConnectionPool) else ():
             await sentinel.aclose()
+
+
+@pytest.mark.parametrize("engine", ["redis", "redis-cluster", "valkey"])
+def test_a_machine_and_a_dictionary_say_the_same(request: pytest.FixtureRequest, engine: str):
+    """Whatever is done to them."""
+    url = request.getfixturevalue(f"{engine.replace('-', '_')}_url").replace("redis://", f"{SCHEMES[engine]}://")
+    machine = backend_machine(lambda: RedisBackend.from_url(url, **PATIENT), suite=OnRedis)
+    run_state_machine_as_test(machine, settings=settings(max_examples=8, stateful_step_count=25))
 
 
 @pytest.fixture(scope="module")
@@ -311,8 +350,10 @@ def tls_port(module_redis: Callable[..., Any], certificate: Path) -> int:
     return port
 
 
-class TestTLS(BackendConformance):
+class TestTLS(OnRedis):
     """Encrypted, the server's certificate checked."""
+
+    title = "Redis TLS"
 
     @pytest.fixture
     def backend(self, tls_port: int, certificate: Path) -> Backend:
@@ -321,6 +362,7 @@ class TestTLS(BackendConformance):
         )
 
 
+@pytest.mark.need("faults", engine="Redis TLS")
 async def test_a_certificate_that_nobody_vouches_for_is_not_accepted(tls_port: int):
     """Nothing is sent to a server that cannot prove who it is."""
     backend = RedisBackend.from_url(f"rediss://localhost:{tls_port}/0")
@@ -336,8 +378,10 @@ def unix_socket(module_redis: Callable[..., Any]) -> Iterator[str]:
         yield f"{folder}/redis.sock"
 
 
-class TestUnixSocket(BackendConformance):
+class TestUnixSocket(OnRedis):
     """A socket in the file system."""
+
+    title = "Redis unix socket"
 
     @pytest.fixture
     def backend(self, unix_socket: str) -> Backend:

@@ -73,6 +73,7 @@ async def every_operation_raises(backend: RedisBackend, kind: type[BackendError]
             assert set(caught.value.failed) == {"a", "b"}, name
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_refused_connection():
     """Nobody listens: unavailable, at once."""
     with socket.create_server(("127.0.0.1", 0)) as held:
@@ -81,6 +82,7 @@ async def test_a_refused_connection():
         await every_operation_raises(backend, BackendUnavailable)
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_connection_reset_in_the_middle_of_a_reply():
     """Unavailable; the call after it gets a connection of its own."""
 
@@ -113,6 +115,7 @@ async def test_a_connection_reset_in_the_middle_of_a_reply():
                     await backend.get("torn")
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_paused_server(private_redis: Callable[..., Any]):
     """Late, connected before or not, within the deadlines; and everything works when it goes on."""
     server = private_redis()
@@ -137,6 +140,7 @@ async def answers(backend: RedisBackend) -> bool:
     return True
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_restarted_server(private_redis: Callable[..., Any]):
     """The call after the one that found out works, as do all after it."""
     server = private_redis()
@@ -156,6 +160,7 @@ async def test_a_restarted_server(private_redis: Callable[..., Any]):
         assert await backend.get_many(["k39"]) == {"k39": b"again"}
 
 
+@pytest.mark.need("faults", engine="Redis")
 @pytest.mark.parametrize("login", ["", ":wrong@", "nobody:secret@"], ids=["none", "wrong", "nobody"])
 async def test_a_wrong_password(private_redis: Callable[..., Any], login: str):
     """Refused, whatever is asked; the right one is taken, also through the URL's escapes."""
@@ -180,6 +185,7 @@ async def permitted(server: Any, rules: str) -> str:
     return f"redis://cache:pass@127.0.0.1:{server.port}"
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_the_documented_permissions_are_enough(private_redis: Callable[..., Any]):
     """Every operation works for a user who may do that much, on the keys of one prefix, and no more."""
     url = await permitted(private_redis(), f"~ns::* {PERMISSIONS}")
@@ -213,6 +219,7 @@ async def test_the_documented_permissions_are_enough(private_redis: Callable[...
             await backend.get("other")
 
 
+@pytest.mark.need("faults", engine="Redis Cluster")
 async def test_the_documented_permissions_are_enough_in_a_cluster(private_redis: Callable[..., Any]):
     """With those that the client needs to find the nodes."""
     nodes = await cluster_of(private_redis)
@@ -230,12 +237,14 @@ async def test_the_documented_permissions_are_enough_in_a_cluster(private_redis:
             await backend.get("other")
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_user_without_permissions(private_redis: Callable[..., Any]):
     """Refused, by name of the command."""
     async with backend_of(await permitted(private_redis(), "~*")) as backend:
         await every_operation_raises(backend, BackendRefused)
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_one_key_without_permission_does_not_harm_the_others(private_redis: Callable[..., Any]):
     """A batch of writes fails for that key alone; the others are stored."""
     async with backend_of(await permitted(private_redis(), f"~ns::* {PERMISSIONS}")) as backend:
@@ -245,6 +254,7 @@ async def test_one_key_without_permission_does_not_harm_the_others(private_redis
         assert await backend.get_many(["ns::a", "ns::b"]) == {"ns::a": b"a", "ns::b": b"b"}
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_read_only_replica(private_redis: Callable[..., Any]):
     """It is read, and refuses to be written."""
     primary = private_redis()
@@ -335,6 +345,7 @@ async def holds(backend: RedisBackend, key: str, value: bytes) -> bool:
     return await backend.get(key) == value
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_full_disk(private_redis: Callable[..., Any]):
     """A server that cannot save refuses writes, says why, and takes them again afterwards."""
     server = private_redis("--stop-writes-on-bgsave-error", "yes")
@@ -356,6 +367,7 @@ async def test_a_full_disk(private_redis: Callable[..., Any]):
         await backend.set("k", b"w", ttl=60)
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_full_memory(private_redis: Callable[..., Any]):
     """Without a policy that evicts, writes are refused, and the error says what to do; deletes make room."""
     server = private_redis("--maxmemory-policy", "noeviction")
@@ -374,6 +386,7 @@ async def test_a_full_memory(private_redis: Callable[..., Any]):
         await backend.set("k", b"w", ttl=60)
 
 
+@pytest.mark.need("faults", engine="Redis")
 async def test_a_server_that_is_loading():
     """Unavailable: it comes back by itself."""
 
@@ -425,6 +438,7 @@ def keys_of(node_number: int, count: int) -> list[str]:
     return found
 
 
+@pytest.mark.need("faults", engine="Redis Cluster")
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 async def test_a_node_that_fails_takes_its_own_keys_along_only(private_redis: Callable[..., Any], fault: str):
     """A batch tells which keys failed, and does the rest; single calls to the other nodes go on."""
@@ -432,7 +446,7 @@ async def test_a_node_that_fails_takes_its_own_keys_along_only(private_redis: Ca
     kind = BackendUnavailable if fault == "kill" else BackendTimeout
     lost, kept = keys_of(0, 20), [*keys_of(1, 20), *keys_of(2, 20)]
     items = {key: key.encode() for key in (*lost, *kept)}
-    async with backend_of(cluster_url(nodes), connect_timeout=0.5, timeout=0.5) as backend:
+    async with backend_of(cluster_url(nodes), connect_timeout=1.0, timeout=1.0) as backend:
         await backend.set_many(items, ttl=None)
         assert await backend.get_many(list(items)) == items
         getattr(nodes[0], fault)()
@@ -471,6 +485,7 @@ async def works(backend: RedisBackend, key: str) -> bool:
     return await backend.get(key) == b"back"
 
 
+@pytest.mark.need("faults", engine="Redis Cluster")
 async def test_slots_that_move_while_traffic_goes_on(private_redis: Callable[..., Any]):
     """No call fails, no increment is lost, and no reader gets another key's value."""
     nodes = await cluster_of(private_redis)
@@ -510,6 +525,7 @@ async def test_slots_that_move_while_traffic_goes_on(private_redis: Callable[...
         assert {key async for key in backend.scan("k")} == set(keys)
 
 
+@pytest.mark.need("faults", engine="Redis Sentinel")
 @pytest.mark.parametrize("injected", [False, True], ids=["by URL", "injected"])
 async def test_a_failover_by_sentinel(
     private_redis: Callable[..., Any], private_sentinel: Callable[..., Any], injected: bool
@@ -544,6 +560,7 @@ async def test_a_failover_by_sentinel(
             await one.aclose()
 
 
+@pytest.mark.need("faults", engine="Redis Sentinel")
 async def test_sentinels_that_do_not_know_the_name_or_refuse(
     private_redis: Callable[..., Any], private_sentinel: Callable[..., Any]
 ):

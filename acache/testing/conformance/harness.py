@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import uuid
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Mapping
 from typing import Any, ClassVar, Final, TypeVar
 from unittest import SkipTest
 
@@ -26,23 +26,12 @@ PAGES: Final = 1100
 
 
 def promises(need: str) -> Callable[[Check], Callable[[Any, Any], None]]:
-    """Return the decorator that makes tests out of the checks of one need: a row of the table in docs/backends.md.
-
-    A test runs in a fresh loop, closes the backend, and leaves no task behind.
-    """
+    """Return the decorator that makes tests out of the checks of one need: a row of the table in docs/backends.md."""
 
     def promise(check: Check) -> Callable[[Any, Any], None]:
         @functools.wraps(check)
         def test(self: Any, backend: Any) -> None:
-            async def run() -> None:
-                try:
-                    await check(self, backend)
-                finally:
-                    await backend.aclose()
-                left = asyncio.all_tasks() - {asyncio.current_task()}
-                assert not left, f"tasks left behind: {left}"
-
-            asyncio.run(run())
+            self.run_check(check, backend)
 
         test.need = need  # type: ignore[attr-defined]  # read by whoever counts the outcomes
         return test
@@ -95,6 +84,24 @@ class Harness:
     """The capabilities that the backend must have, no more and no less; ``None`` asks for none."""
     title: ClassVar[str] = ""
     """What the engine is called in a table of outcomes; by default what the class is called."""
+
+    largest: ClassVar[int] = 100 * 1024 * 1024
+    """The most bytes that a check stores as one value; less where a test server takes less than its original."""
+    foreign_counters: ClassVar[Mapping[bytes, int]] = {}
+    """What counts although it is not written as a counter is, because the engine's own commands leave it so."""
+
+    def run_check(self, check: Check, backend: Backend) -> None:
+        """Run a check in a fresh loop, close the backend, and see that no task is left behind."""
+
+        async def run() -> None:
+            try:
+                await check(self, backend)
+            finally:
+                await backend.aclose()
+            left = asyncio.all_tasks() - {asyncio.current_task()}
+            assert not left, f"tasks left behind: {left}"
+
+        asyncio.run(run())
 
     async def pass_time(self, seconds: float) -> None:
         """Let the engine's clock move on; override it where the clock is a fake one."""

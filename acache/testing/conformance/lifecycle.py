@@ -105,7 +105,7 @@ class LifecycleChecks(Harness):
             asyncio.run(self._used(backend))
             gc.collect()
         unclosed = [str(one.message) for one in caught if issubclass(one.category, (ResourceWarning, RuntimeWarning))]
-        assert unclosed == []
+        assert unclosed == [], unclosed
 
     def _in_two_loops(self, backend: Any, *, close: bool) -> None:
         key = self.key()

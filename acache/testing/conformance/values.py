@@ -12,7 +12,6 @@ from .harness import LONG, Harness, expecting, having, promises
 
 __all__ = ["ValueChecks"]
 
-_MANAGEABLE: Final = 100 * 1024 * 1024
 _PROTOCOL_LIKE: Final = (b"\r\n", b"END\r\n", b"$-1\r\n", b"VALUE k 0 1\r\n1\r\nEND\r\n", b"-1", b"01", b" 1", b"null")
 
 promise = promises("values")
@@ -136,7 +135,7 @@ class ValueChecks(Harness):
     async def test_a_large_value_is_whole(self, backend: Backend) -> None:
         """100 MB come back where the engine takes them, else as many bytes as it takes."""
         limit = self.value_limit(backend)
-        size = _MANAGEABLE if limit is None else min(limit, _MANAGEABLE)
+        size = self.largest if limit is None else min(limit, self.largest)
         value = (bytes(range(256)) * (size // 256 + 1))[:size]
         key = self.key()
         try:
