@@ -365,7 +365,7 @@ def plan_memcached(folder: Path) -> Plan:
 def memcached_command(port: int, *options: str) -> list[str]:
     """Return how to start a Memcached."""
     user = ["-u", "root"] if os.geteuid() == 0 else []
-    return [find_memcached(), "-l", HOST, "-p", str(port), "-U", "0", "-m", "64", *user, *options]
+    return [find_memcached(), "-l", HOST, "-p", str(port), "-U", "0", "-m", "256", *user, *options]
 
 
 def mongodb_command(executable: str, port: int, data: Path, *options: str) -> list[str]:
