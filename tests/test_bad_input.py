@@ -657,3 +657,14 @@ async def test_clear_without_a_namespace_is_refused_over_a_far_tier():
         with pytest.raises(ConfigurationError, match="namespace="):
             await cache.clear()
         assert await cache.get("key") == 1
+
+
+async def test_bytes_in_memory_are_bytes_or_refused():
+    """What is no bytes is not made into some: five would be five zeros; nor is half of one counted."""
+    backend = MemoryBackend()
+    for data in (5, "text", [1, 2], None):
+        with pytest.raises(TypeError):
+            await backend.set("k", data, ttl=60)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError):
+        await backend.incr("k", 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
+    assert await backend.get("k") is None

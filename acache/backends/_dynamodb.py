@@ -99,6 +99,8 @@ class _Connection:
     users: int = 0
     idle: asyncio.Event = field(default_factory=asyncio.Event)
     opening: asyncio.Lock = field(default_factory=asyncio.Lock)
+    failure: BackendError | None = None
+    """What the last attempt to open it came to: that of all who waited for it, who would wait a deadline each."""
     stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 
 
@@ -295,12 +297,19 @@ class Table:
         )
 
     async def _open(self, connection: _Connection) -> None:
+        before = connection.failure
         async with connection.opening:
-            if connection.client is None:
-                connection.client = await self._new_client(connection.stack)
-            if self._create and not connection.ready:
-                await self._create_table(connection.client)
-            connection.ready = True
+            if connection.failure is not before and (failure := connection.failure) is not None:
+                raise type(failure)(str(failure)) from failure.__cause__
+            try:
+                if connection.client is None:
+                    connection.client = await self._new_client(connection.stack)
+                if self._create and not connection.ready:
+                    await self._create_table(connection.client)
+            except BackendError as error:
+                connection.failure = error
+                raise
+            connection.ready, connection.failure = True, None
 
     async def _new_client(self, stack: AsyncExitStack) -> Any:
         try:

@@ -23,6 +23,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal, InvalidOperation
+from operator import index
 from typing import Any, Final, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -216,6 +217,7 @@ class DynamoDBBackend:
 
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`; an UpdateItem, and for a new counter a GetItem and a PutItem with conditions more."""
+        delta = index(delta)
         if not _SMALLEST <= delta <= _LARGEST:
             msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
             raise DecodeError(msg)

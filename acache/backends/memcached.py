@@ -1,6 +1,6 @@
 """`MemcachedBackend`: one memcached server or several, found by way of the ``aiomcache`` package.
 
-Commands sent: get, gets, set, add, cas, delete, incr, decr.  A value is stored under its key as it is; the item's
+Commands sent: get, gets, set, add, cas, delete, incr.  A value is stored under its key as it is; the item's
 flags, 32 bits which memcached keeps and does not read, hold its deadline in Unix seconds, 0 for never.
 
 The connections are this package's own, and pipelined.  Those of ``aiomcache`` carry one command at a time, go back to
@@ -16,6 +16,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from operator import index
 from types import MappingProxyType
 from typing import Any, Final, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -31,6 +33,7 @@ from ..errors import (
     KeyMissing,
     ValueTooLarge,
 )
+from ._gather import Gatherer
 from ._memcached import NUMBER, Item
 from ._memcached_pool import Pool, Ring, Server
 from .base import KeyLimits, Version, batch_error, check_key, check_value
@@ -105,6 +108,8 @@ class MemcachedBackend:
         self._pools: list[Pool] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._turns: Final[WeakValueDictionary[str, asyncio.Lock]] = WeakValueDictionary()
+        self._gets: Final = Gatherer(partial(self._items, verb=b"get"), partial(self._look, verb=b"get"))
+        self._versioned_gets: Final = Gatherer(partial(self._items, verb=b"gets"), self._look)
 
     @classmethod
     def from_url(
@@ -141,8 +146,9 @@ class MemcachedBackend:
     # Backend --------------------------------------------------------------------------------------------------------
 
     async def get(self, key: str, /) -> bytes | None:
-        """See `Backend.get`."""
-        item = await self._look(key, b"get")
+        """See `Backend.get`; gets of one turn of the loop travel as one."""
+        self._wire(key)
+        item = await self._gets.get(key)
         return None if item is None else item.data
 
     async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
@@ -160,18 +166,18 @@ class MemcachedBackend:
         if loop is asyncio.get_running_loop():
             for pool in pools:
                 await pool.aclose()
+            await self._gets.aclose()
+            await self._versioned_gets.aclose()
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
     async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
         """See `Batch.get_many`; a hundred keys in one get, all of them under way at once."""
-
-        async def ask(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Outcome]:
-            wires = list(chunk.values())
-            items = await pool.items(b"get %b\r\n" % b" ".join(wires), wires)
-            return {wire.decode(): item.data for wire, item in items.items()}
-
-        return await self._by_server({key: self._wire(key) for key in keys}, ask)
+        try:
+            return {key: item.data for key, item in (await self._items(keys)).items()}
+        except BackendError as error:
+            error.found = {key: item.data for key, item in error.found.items()}
+            raise
 
     async def set_many(self, items: Mapping[str, bytes], /, *, ttl: float | None) -> None:
         """See `Batch.set_many`; a hundred sets in one piece, all of them under way at once."""
@@ -198,6 +204,7 @@ class MemcachedBackend:
 
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`; memcached's own, which has no sign, where the numbers have none; else gets and cas."""
+        delta = index(delta)
         seen = await self._look(key) if 0 <= delta < 2**32 else None
         if seen is not None and 0 <= _number(key, seen.data) < 2**62 and not seen.data.endswith(b" "):
             word = await self._say(key, b"incr %b %d\r\n" % (self._wire(key), delta), _COUNTED)
@@ -235,7 +242,8 @@ class MemcachedBackend:
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
         """See `Cas.get_versioned`; the version is memcached's and the first 40 bytes."""
-        seen = await self._look(key)
+        self._wire(key)
+        seen = await self._versioned_gets.get(key)
         return (None, None) if seen is None else (seen.data, seen.version)
 
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
@@ -268,6 +276,14 @@ class MemcachedBackend:
         except (BackendUnavailable, BackendTimeout) as error:
             raise self._of_one_server(pool, key, error) from error.__cause__
         return found.get(wire)
+
+    async def _items(self, keys: Sequence[str], verb: bytes = b"get") -> dict[str, Item]:
+        async def ask(pool: Pool, chunk: dict[str, bytes]) -> dict[str, Any]:
+            wires = list(chunk.values())
+            items = await pool.items(b"%b %b\r\n" % (verb, b" ".join(wires)), wires)
+            return {wire.decode(): item for wire, item in items.items()}
+
+        return await self._by_server({key: self._wire(key) for key in keys}, ask)
 
     async def _change(self, key: str, new: Callable[[Item | None], tuple[bytes, Life] | None]) -> Item | None:
         """Put in place of what is there what ``new`` makes of it, ``None`` to leave it; return what was there.
@@ -342,7 +358,7 @@ class MemcachedBackend:
         parts: Mapping[str, bytes],
         ask: Callable[[Pool, dict[str, bytes]], Awaitable[dict[str, Outcome]]],
         refused: Mapping[str, BackendError] = _NOTHING,
-    ) -> dict[str, bytes]:
+    ) -> dict[str, Any]:
         """Ask every server for its keys' parts, all chunks under one deadline; return what came of each.
 
         What was ``refused`` before is told with what fails now.
@@ -404,6 +420,7 @@ def _life(ttl: float | None) -> Life:
     """Round up, and one second more: the server's clock may be about to tick."""
     if ttl is None:
         return 0, 0
+    ttl = min(ttl, _LAST_INSTANT)  # infinity is no number of seconds
     return min(math.ceil(time.time() + ttl), 2**32 - 1), _exptime(math.ceil(ttl) + 1)
 
 

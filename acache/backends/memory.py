@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from operator import index
 from typing import Final
 
 from ..clock import FOREVER, Clock, SystemClock
@@ -91,7 +92,7 @@ class MemoryBackend:
         if number is None:
             msg = f"cannot increment {key!r}: it does not hold a counter"
             raise DecodeError(msg)
-        total = number + delta
+        total = number + index(delta)
         if total not in _INT64:
             msg = f"cannot increment {key!r} to {total}: counters have 64 bits"
             raise DecodeError(msg)
@@ -182,7 +183,8 @@ class MemoryBackend:
         items.pop(key, None)  # a rewritten key is the youngest
         while len(items) >= self._max_entries:
             items.popitem(last=False)
-        items[key] = (bytes(data), FOREVER if ttl is None else self._clock.monotonic() + ttl)
+        whole = data if type(data) is bytes else bytes(memoryview(data))  # bytes(5) would be five zeros
+        items[key] = (whole, FOREVER if ttl is None else self._clock.monotonic() + ttl)
 
 
 async def _chunks(data: bytes) -> AsyncIterator[bytes]:

@@ -30,6 +30,7 @@ import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
+from operator import index
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
@@ -72,8 +73,9 @@ _TOO_LARGE: Final = frozenset((10334, 16493, 17280, 17419, 17420))
 _LIVE: Final[Json] = {"$and": ["$token", {"$gt": [{"$ifNull": ["$expires", MaxKey()]}, "$$NOW"]}]}
 _IF_LIVE: Final[Json] = {"$expr": _LIVE}
 _BYTES: Final[Json] = {"_id": 0, "data": 1, "n": 1, "chunks": 1, "length": 1, "token": 1}
-_STREAMED: Final[Json] = {"$gt": ["$chunks", 0]}
-_PARTS: Final[Json] = {"_id": 0, "chunks": 1, "token": 1}
+_STREAMED: Final[Json] = {"$and": [{"$isNumber": "$chunks"}, {"$gt": ["$chunks", 0]}]}
+_NOT_STREAMED: Final[Json] = {"$not": {"$gt": 0}}
+_PARTS: Final[Json] = {"_id": 0, "chunks": 1, "length": 1, "token": 1}
 
 
 class _Streamed(NamedTuple):
@@ -81,6 +83,7 @@ class _Streamed(NamedTuple):
 
     token: bytes
     chunks: int
+    length: int
 
 
 class _Client(Protocol):
@@ -205,7 +208,7 @@ class MongoDBBackend:
         """See `Backend.delete`."""
         self._check(key)
         wanted = {"_id": key, **_IF_LIVE}
-        if (await self._do("delete_one", {**wanted, "chunks": {"$exists": False}})).deleted_count:
+        if (await self._do("delete_one", {**wanted, "chunks": _NOT_STREAMED})).deleted_count:
             return True
         if await self._do("find_one", wanted, {"_id": 1}) is None:
             return False
@@ -324,6 +327,7 @@ class MongoDBBackend:
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`."""
         self._check(key)
+        delta = index(delta)
         if not -(2**63) <= delta < 2**63:
             msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
             raise DecodeError(msg)
@@ -354,7 +358,7 @@ class MongoDBBackend:
 
     async def _touch_all(self, key: str, update: list[Json]) -> bool:
         touched = await self._do("find_one_and_update", {"_id": key, **_IF_LIVE}, update, _PARTS)
-        if touched is not None and "chunks" in touched:
+        if touched is not None and _streamed(touched):
             await self._settle(key, self._chunks(touched))
         return touched is not None
 
@@ -394,7 +398,7 @@ class MongoDBBackend:
         data, found = await self._whole(key, await self._find_one(key, _BYTES))
         if found is None:
             return None, None
-        return data, _Streamed(found["token"], found["chunks"]) if "chunks" in found else found["token"]
+        return data, _Streamed(found["token"], found["chunks"], found["length"]) if _streamed(found) else found["token"]
 
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
         """See `Cas.set_if`."""
@@ -411,9 +415,9 @@ class MongoDBBackend:
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """See `Cas.swap`."""
         self._check(key)
-        new, seen = _document(data, new_token(), ttl), {**_PARTS, "head": 1, "n": 1, "live": _LIVE}
+        new, seen = _document(data, new_token(), ttl), {**_PARTS, "head": 1, "n": 1, "live": _LIVE, "kept": _STREAMED}
         before = await self._modify(key, _unless_streamed(new), seen, ReturnDocument.BEFORE)
-        if before is not None and "chunks" in before:
+        if before is not None and before["kept"]:
             before = await finished(self._replace(key, new, seen))
         return _bytes(before, "head") if before is not None and before["live"] else None
 
@@ -426,7 +430,7 @@ class MongoDBBackend:
         if found is None:
             yield None
             return
-        if "chunks" not in found:
+        if not _streamed(found):
             first, parts = _bytes(found), None
         else:
             parts = self._chunks(found)
@@ -501,7 +505,7 @@ class MongoDBBackend:
 
     async def _whole(self, key: str, found: Json | None) -> tuple[bytes | None, Json | None]:
         """Return the bytes of an entry with its document; of one that is replaced while it is put together, the new."""
-        while found is not None and "chunks" in found:
+        while found is not None and _streamed(found):
             data = await self._assembled(found)
             if data is not None:
                 return data, found
@@ -528,7 +532,7 @@ class MongoDBBackend:
 
     async def _forget(self, replaced: Json | None) -> None:
         """Remove the chunks of what is no longer there, if it had any."""
-        if replaced is not None and "chunks" in replaced:
+        if replaced is not None and _streamed(replaced):
             await self._chunks(replaced).remove()
 
     # The collection -------------------------------------------------------------------------------------------------
@@ -563,7 +567,7 @@ class MongoDBBackend:
         streamed = await self._find({**wanted, "chunks": {"$gt": 0}}, {"_id": 1})
         removed = sum([await finished(self._remove_one(manifest["_id"], condition)) for manifest in streamed])
         # A large body that is stored just now comes later than this.
-        plain = await self._do("delete_many", {**wanted, "chunks": {"$exists": False}})
+        plain = await self._do("delete_many", {**wanted, "chunks": _NOT_STREAMED})
         return removed + cast("int", plain.deleted_count)
 
     async def _store_unless(self, taken: Json, key: str, data: bytes, ttl: float | None) -> bool:
@@ -723,16 +727,28 @@ async def _rest(key: str, first: bytes, parts: Chunks | None) -> AsyncGenerator[
         yield chunk
 
 
+def _streamed(document: Json) -> bool:
+    """Tell whether this is a manifest of ours: whoever may write to the collection could name a billion chunks."""
+    token, count, length = document.get("token"), document.get("chunks"), document.get("length")
+    if not (isinstance(token, bytes) and isinstance(count, int) and isinstance(length, int)):
+        return False
+    return 0 < count == -(-length // CHUNK_BYTES)
+
+
 def _bytes(document: Json | None, field: str = "data") -> bytes | None:
+    """Return what a document holds; one that somebody else wrote may hold anything, which is nothing."""
     if document is None:
         return None
-    return b"%d" % document["n"] if "n" in document else document[field]
+    number, data = document.get("n"), document.get(field)
+    if isinstance(number, int):
+        return b"%d" % number
+    return data if isinstance(data, bytes) else None
 
 
 def _expires(ttl: float | None) -> Any:
     if ttl is None:
         return "$$REMOVE"
-    return {"$add": ["$$NOW", Int64(max(1, min(math.ceil(ttl * 1000), _LONGEST_MS)))]}
+    return {"$add": ["$$NOW", Int64(max(1, math.ceil(min(ttl * 1000, _LONGEST_MS))))]}
 
 
 def _span(prefix: str) -> Json:

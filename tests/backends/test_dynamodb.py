@@ -1245,3 +1245,22 @@ async def test_five_hundred_cancelled_calls(endpoint: str, table: str):
     assert await backend.get_many(names) == {name: name.encode() for name in names}
     await backend.aclose()
     gc.collect()
+
+
+async def test_those_who_wait_for_the_table_share_one_deadline():
+    """Twenty callers of a server that accepts connections and says nothing do not queue for a deadline each."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"dynamodb://{REGION}/table?create_table=true&endpoint_url=http://127.0.0.1:{silent.getsockname()[1]}"
+        backend = DynamoDBBackend.from_url(url, timeout=0.5)
+        began = time.monotonic()
+        found = await asyncio.gather(*[backend.get(f"k{number}") for number in range(20)], return_exceptions=True)
+        assert {type(error) for error in found} == {BackendTimeout}
+        assert time.monotonic() - began < 5  # one after the other they would take ten
+        await backend.aclose()
+
+
+async def test_a_delta_that_is_no_whole_number_counts_nothing(backend: DynamoDBBackend):
+    """A TypeError of the caller's, before anything is sent."""
+    with pytest.raises(TypeError):
+        await backend.incr("k", 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
+    assert await backend.get("k") is None

@@ -1440,3 +1440,10 @@ async def test_every_error_is_acache_s(tmp_path: Path) -> None:
     assert await backend.get_versioned("k") == (None, None)
     await backend.aclose()
     await backend.aclose()
+
+
+async def test_a_delta_that_is_no_whole_number_counts_nothing(backend: FileBackend) -> None:
+    """And is refused at once: to look for a float in a range of 64 bits takes centuries."""
+    with pytest.raises(TypeError):
+        await backend.incr("k", 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
+    assert await backend.get("k") is None

@@ -1434,3 +1434,13 @@ async def answered(backend: MemcachedBackend, keys: list[str]) -> dict[str, byte
         return await backend.get_many(keys)
     except BackendUnavailable:
         return None
+
+
+async def test_numbers_that_make_no_sense_break_nothing(backend: MemcachedBackend, key: str):
+    """A delta that is no whole number counts nothing, and an infinite ttl is a very long one."""
+    with pytest.raises(TypeError):
+        await backend.incr(key, 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
+    assert await backend.get(key) is None
+    await backend.set(key, b"v", ttl=float("inf"))
+    assert await backend.touch(key, ttl=float("inf")) is True
+    assert (await backend.ttl(key) or 0) > 10**8

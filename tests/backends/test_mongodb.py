@@ -308,6 +308,60 @@ async def test_a_document_that_is_not_acache_s_counts_as_none(backend: MongoDBBa
     assert len([key async for key in backend.scan("")]) == 4
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {},
+        {"data": "text", "head": "text"},
+        {"data": b"without a head"},
+        {"n": "5"},
+        {"n": float("nan")},
+        {"n": None},
+        {"chunks": "x", "length": 5},
+        {"chunks": -1, "length": 5},
+        {"chunks": 2.5, "length": 5},
+        {"chunks": 2},
+        {"chunks": 2, "length": "long"},
+        {"chunks": 10**9, "length": 5},
+        {"chunks": None, "length": 5},
+        {"chunks": [1], "length": 5},
+    ],
+    ids=str,
+)
+async def test_a_document_of_odd_types_is_nothing_and_can_be_replaced(
+    backend: MongoDBBackend, collection: Collection[Any], odd: dict[str, Any]
+):
+    """Whatever somebody else wrote into the fields: no operation ends in anything but an answer or a known error."""
+
+    def spoil() -> None:
+        collection.replace_one({"_id": "k"}, {"token": b"12345678", **odd}, upsert=True)
+
+    spoil()
+    assert await backend.get("k") in (None, b"without a head")
+    assert await backend.get_many(["k"]) in ({}, {"k": b"without a head"})
+    assert await backend.swap("k", b"mine", ttl=60) is None
+    assert await backend.get("k") == b"mine"
+    spoil()
+    _, version = await backend.get_versioned("k")
+    assert await backend.set_if("k", b"mine", version, ttl=60) is True
+    assert await backend.get("k") == b"mine"
+    spoil()
+    async with backend.open("k") as chunks:
+        assert chunks is None or [chunk async for chunk in chunks] == [b"without a head"]
+    assert await backend.touch("k", ttl=60) is True
+    with pytest.raises(DecodeError):
+        await backend.incr("k", 1, ttl=60)
+    await backend.set("k", b"mine", ttl=60)
+    assert await backend.get("k") == b"mine"
+    spoil()
+    await backend.set_many({"k": b"mine"}, ttl=60)
+    assert await backend.get("k") == b"mine"
+    for remove in (backend.delete("k"), backend.delete_many(["k"]), backend.clear("k")):
+        spoil()
+        await remove
+        assert collection.count_documents({"_id": "k"}) == 0
+
+
 # Limits --------------------------------------------------------------------------------------------------------------
 
 
@@ -661,3 +715,13 @@ def test_an_unknown_client_is_refused():
     """By its name, before anything is built."""
     with pytest.raises(ConfigurationError, match="client=mongoose"):
         MongoDBBackend.from_url("mongodb://localhost/d?client=mongoose")
+
+
+async def test_numbers_that_make_no_sense_break_nothing(backend: MongoDBBackend):
+    """A delta that is no whole number counts nothing, and an infinite ttl is a very long one."""
+    with pytest.raises(TypeError):
+        await backend.incr("k", 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
+    assert await backend.get("k") is None
+    await backend.set("k", b"v", ttl=float("inf"))
+    assert await backend.touch("k", ttl=float("inf")) is True
+    assert (await backend.ttl("k") or 0) > 10**9

@@ -167,8 +167,9 @@ async def test_a_wrong_password(private_redis: Callable[..., Any], login: str):
     server = private_redis()
     async with aioredis.Redis.from_url(server.url) as admin:
         await admin.config_set("requirepass", "s3:cret/@")
-    async with backend_of(f"redis://{login}127.0.0.1:{server.port}") as backend:
-        await every_operation_raises(backend, BackendRefused)
+    for protocol in (2, 3):
+        async with backend_of(f"redis://{login}127.0.0.1:{server.port}?protocol={protocol}") as backend:
+            await every_operation_raises(backend, BackendRefused)
     async with backend_of(f"redis://:s3%3Acret%2F%40@127.0.0.1:{server.port}") as backend:
         await backend.set("k", b"v", ttl=60)
 
@@ -265,6 +266,79 @@ async def test_a_read_only_replica(private_redis: Callable[..., Any]):
         with pytest.raises(BackendRefused):
             await backend.delete("k")
         assert await backend.get_many(["k"]) == {"k": b"v"}
+
+
+async def test_refused_writes_do_not_harm_reads(private_redis: Callable[..., Any]):
+    """A replica serves reads while many try to write: none of them fails, and connections do not come and go."""
+    primary = private_redis()
+    replica = private_redis("--replicaof", f"127.0.0.1 {primary.port}")
+    async with backend_of(primary.url) as writer, backend_of(replica.url) as backend:
+        await writer.set("k", b"v", ttl=None)
+        await until(lambda: holds(backend, "k", b"v"))
+
+        async def read() -> None:
+            for _ in range(100):
+                assert await backend.get("k") == b"v"
+
+        async def write() -> None:
+            for _ in range(50):
+                with pytest.raises(BackendRefused):
+                    await backend.set("k", b"w", ttl=None)
+
+        await asyncio.gather(*[read() for _ in range(10)], *[write() for _ in range(10)])
+        async with aioredis.Redis(port=replica.port) as watcher:
+            assert (await watcher.info("stats"))["total_connections_received"] < 100
+
+
+@pytest.mark.parametrize("end", ["cancel", "close"])
+async def test_a_connection_that_is_given_up_while_it_is_made_is_closed(end: str):
+    """The server accepts, and never answers."""
+    accepted, ended = asyncio.Event(), asyncio.Event()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        accepted.set()
+        await reader.read()
+        ended.set()
+        writer.close()
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        backend = RedisBackend.from_url(f"redis://127.0.0.1:{port}", connect_timeout=60, timeout=60)
+        call = asyncio.ensure_future(backend.get("k"))
+        await accepted.wait()
+        if end == "cancel":
+            call.cancel()
+        async with asyncio.timeout(WITHIN):
+            await backend.aclose()
+            await ended.wait()
+            with pytest.raises(asyncio.CancelledError if end == "cancel" else BackendUnavailable):
+                await call
+
+
+def test_a_connection_that_uvloop_finds_closed_while_it_is_made():
+    """The server hangs up between two commands of the login; that is unavailable like any other end."""
+    uvloop = pytest.importorskip("uvloop")
+
+    class Hasty(aioredis.Connection):
+        async def send_command(self, *args: Any, **options: Any) -> None:
+            assert self._writer is not None
+            self._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            await super().send_command(*args, **options)
+
+    async def main() -> None:
+        async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            client = aioredis.Redis.from_pool(aioredis.ConnectionPool(Hasty, host="127.0.0.1", port=port))
+            backend = RedisBackend(client)
+            with pytest.raises(BackendUnavailable):
+                await backend.get("k")
+            await backend.aclose()
+            await client.aclose()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 async def holds(backend: RedisBackend, key: str, value: bytes) -> bool:

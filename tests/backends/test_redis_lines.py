@@ -17,7 +17,7 @@ from acache.backends.redis import resp
 from acache.backends.redis.lines import Line, Lines
 from acache.backends.redis.resp import INCOMPLETE, PurePush, PureReader, Push, make_reader, pack, pure_pack
 
-pytest.importorskip("hiredis")
+with_hiredis = pytest.mark.skipif(resp.hiredis is None, reason="there is one reader only")
 
 
 class Server:
@@ -279,6 +279,55 @@ async def test_silence_ends_the_connection_and_everybody_behind_it_knows(server:
     await lines.aclose()
 
 
+async def test_messages_are_no_answer(server: Server):
+    """A server that sends nothing else is late, though bytes come."""
+
+    async def answer(_: Server, __: list[bytes], writer: asyncio.StreamWriter) -> None:
+        while True:
+            writer.write(b">1\r\n$4\r\nnews\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.02)
+
+    server.answer = answer
+    lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.2))
+    async with asyncio.timeout(5):
+        with pytest.raises(BackendTimeout):
+            await lines.call(get("k"), again=True)
+    await lines.aclose()
+
+
+async def test_a_server_that_drops_every_connection_is_not_stormed(server: Server):
+    """It accepts, and hangs up at the first command: further attempts are as far apart as with one that refuses."""
+
+    async def cut(server: Server, _: list[bytes], __: asyncio.StreamWriter) -> None:
+        server.cut()
+
+    server.answer = cut
+    lines = Lines(lambda on_long: opened(server.port, on_long))
+
+    async def insist() -> None:
+        while True:
+            with contextlib.suppress(BackendUnavailable):
+                await lines.call(get("k"), again=True)
+            await asyncio.sleep(0)
+
+    callers = [asyncio.ensure_future(insist()) for _ in range(20)]
+    await asyncio.sleep(0.5)
+    attempts = server.connections
+    for caller in callers:
+        caller.cancel()
+    await asyncio.wait(callers)
+    assert attempts < 20
+    server.answer = echo
+    async with asyncio.timeout(5):
+        while True:
+            with contextlib.suppress(BackendUnavailable):
+                assert await lines.call(get("after"), again=True) == b"after"
+                break
+            await asyncio.sleep(0.01)
+    await lines.aclose()
+
+
 async def test_an_idle_connection_is_not_late(server: Server):
     """Time without a question is no time without an answer."""
     lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.05))
@@ -305,7 +354,9 @@ async def test_a_slow_long_reply_is_not_late(server: Server):
     await lines.aclose()
 
 
-@pytest.mark.parametrize("lie", [b"what?\r\n", b"$5\r\nabc", b":notanumber\r\n", b"+one\r\n+two\r\n+three\r\n"])
+@pytest.mark.parametrize(
+    "lie", [b"what?\r\n", b"$5\r\nabc", b":notanumber\r\n", b"$-5\r\n", b"+one\r\n+two\r\n+three\r\n"]
+)
 async def test_a_lying_server_gives_nobody_anothers_reply(server: Server, lie: bytes):
     """Bytes that are no reply, or a reply too many: the connection is ended."""
 
@@ -365,6 +416,42 @@ async def test_closing_tells_everybody(server: Server, lines: Lines):
     await asyncio.wait(tasks)
 
 
+async def test_connections_that_are_left_give_the_replies_that_are_under_way(server: Server, lines: Lines):
+    """What comes later goes over another one; and closing closes both."""
+    go = asyncio.Event()
+
+    async def answer(server: Server, command: list[bytes], writer: asyncio.StreamWriter) -> None:
+        if command[-1] == b"slow":
+            await go.wait()
+        await echo(server, command, writer)
+
+    server.answer = answer
+    await lines.call(get("warm"))
+    slow = asyncio.ensure_future(lines.call(pack(("SET", "k", "slow"))))
+    while len(server.seen) < 2:
+        await asyncio.sleep(0.001)
+    old = lines._lines[0]
+    lines.leave()
+    async with asyncio.timeout(5):
+        assert await lines.call(get("later")) == b"later"
+    assert server.connections == 2
+    go.set()
+    assert await slow == b"slow"
+    async with asyncio.timeout(5):
+        await old.gone
+
+
+async def test_a_row_that_never_left_goes_over_another_connection(server: Server, lines: Lines):
+    """It waited for room when the connection was lost."""
+    await lines.call(get("warm"))
+    line = lines._lines[0]
+    line.pause_writing()
+    row = asyncio.ensure_future(lines.call_many([get("a"), get("b")]))
+    await asyncio.sleep(0)
+    line.close()
+    assert await row == [b"a", b"b"]
+
+
 # Room -----------------------------------------------------------------------------------------------------------------
 
 
@@ -392,6 +479,22 @@ async def test_a_server_that_does_not_read_makes_callers_wait_not_memory_grow(se
     assert server.connections == 1
 
 
+async def test_those_who_wait_for_room_are_late_together(server: Server):
+    """Where nothing moves, nobody tries his luck with one silent connection after the other."""
+    server.answer = silence
+    lines = Lines(lambda on_long: opened(server.port, on_long, patience=0.2))
+    sent = asyncio.ensure_future(lines.call(get("k"), again=True))
+    while not server.seen:
+        await asyncio.sleep(0.001)
+    lines._lines[0].pause_writing()
+    waiting = [lines.call(pack(("SET", "k", "v"))), lines.call(get("k"), again=True), lines.call_many([get("k")] * 2)]
+    async with asyncio.timeout(5):
+        results = await asyncio.gather(sent, *waiting, return_exceptions=True)
+    assert [type(result) for result in results] == [BackendTimeout] * 4
+    assert server.connections == 1
+    await lines.aclose()
+
+
 async def test_those_who_wait_for_room_go_in_turn(server: Server, lines: Lines):
     await lines.call(get("warm"))
     value = b"x" * 60_000
@@ -415,6 +518,21 @@ async def test_cancelled_ones_in_the_queue_keep_nobody_waiting(server: Server, l
     async with asyncio.timeout(10):
         await asyncio.gather(*tasks, return_exceptions=True)
     assert all(task.result() == value for task in tasks[1::2])
+
+
+async def test_who_waits_for_room_is_not_forgotten_when_the_connection_falls_idle(server: Server):
+    """The one whose turn it was writes at once, because all replies are there; those behind him still get theirs."""
+    line = await opened(server.port)
+    await line.send(get("warm"), again=True)
+    line.pause_writing()
+    turns = [asyncio.ensure_future(line.room(2 << 20)) for _ in range(3)]
+    await asyncio.sleep(0)
+    line.resume_writing()
+    async with asyncio.timeout(5):
+        for turn in turns:
+            await turn
+            assert await line.send(get("k"), again=True) == b"k"
+    line.close()
 
 
 async def test_a_long_reply_does_not_hold_up_small_ones(server: Server, lines: Lines):
@@ -443,6 +561,36 @@ async def test_a_long_reply_does_not_hold_up_small_ones(server: Server, lines: L
     assert await asyncio.gather(*[lines.call(get(f"k{number}")) for number in range(10)]) == [
         b"k%d" % number for number in range(10)
     ]
+
+
+async def test_what_was_long_before_is_asked_for_beside_the_small_ones(server: Server, lines: Lines):
+    """Several at once, each over a connection of its own, and asked for once; small writes do not wait either."""
+    go = asyncio.Event()
+    go.set()
+
+    async def answer(server: Server, command: list[bytes], writer: asyncio.StreamWriter) -> None:
+        if not command[-1].startswith(b"long"):
+            await echo(server, command, writer)
+            return
+        writer.write(b"$%d\r\n%b" % (4 << 20, b"x" * (2 << 20)))
+        await writer.drain()
+        await go.wait()
+        writer.write(b"x" * (2 << 20) + b"\r\n")
+
+    server.answer = answer
+    names = ["long1", "long2", "long3"]
+    for name in names:
+        await lines.call(get(name), again=True)
+    go.clear()
+    server.seen.clear()
+    long = [asyncio.ensure_future(lines.call(get(name), again=True)) for name in names]
+    small = [asyncio.ensure_future(lines.call(pack(("SET", f"k{number}", "v")))) for number in range(10)]
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*small) == [b"v"] * 10
+    assert not any(task.done() for task in long)
+    go.set()
+    assert [len(reply) for reply in await asyncio.gather(*long)] == [4 << 20] * 3
+    assert sorted(command[-1] for command in server.seen if command[0] == b"GET") == [b"long1", b"long2", b"long3"]
 
 
 async def test_large_commands_go_their_own_way(server: Server, lines: Lines):
@@ -482,6 +630,7 @@ def plain(reply: Any) -> Any:
     return [plain(part) for part in reply] if isinstance(reply, list) else reply
 
 
+@with_hiredis
 @given(st.lists(REPLIES, max_size=5), st.lists(st.integers(1, 30), min_size=1))
 def test_both_readers_read_the_same_wherever_the_bytes_are_cut(replies: list[bytes], cuts: list[int]):
     stream = b"".join(replies)
@@ -499,6 +648,15 @@ def test_both_readers_read_the_same_wherever_the_bytes_are_cut(replies: list[byt
     assert len(found[0]) == len(replies)
 
 
+@pytest.mark.parametrize("lie", [b"$-5\r\n", b"*-2\r\n", b"=-1\r\n", b"%-1\r\n", b"$x\r\n", b"what?\r\n"])
+def test_what_is_no_reply_is_an_error(lie: bytes):
+    reader = PureReader(RuntimeError)
+    reader.feed(lie)
+    with pytest.raises(ValueError):
+        reader.gets()
+
+
+@with_hiredis
 @given(st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.binary(), st.integers()), min_size=1))
 def test_both_writers_write_the_same(command: list[str | bytes | int]):
     assert pure_pack(tuple(command)) == pack(tuple(command))

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from operator import index
 from pathlib import Path
 from typing import Final, Self, TypeVar, TypeVarTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -227,7 +228,7 @@ class FileBackend:
 
     async def incr(self, key: str, delta: int, /, *, ttl: float | None) -> int:
         """See `Counter.incr`."""
-        place = self._place(key)
+        place, delta = self._place(key), index(delta)
 
         def add(data: bytes | None) -> int:
             number = counter(data) if data is not None else 0

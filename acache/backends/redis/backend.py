@@ -83,9 +83,10 @@ class RedisBackend:
                 place of ``redis``, those with an ``s`` for TLS.  Options of the ``redis`` package as a query;
                 ``sentinel_username`` and ``sentinel_password`` for the Sentinels.
             multiplex: whether all callers share few connections to each server; else each command takes one of a pool.
-            max_connections: of the pool to each server; callers beyond this number wait for one.
+            max_connections: of the pool to each server, where connections are not shared; callers beyond this number
+                wait for one.
             connect_timeout: seconds.
-            timeout: seconds for each answer.
+            timeout: seconds for each answer; over shared connections, without a byte of one.
 
         Raises:
             ConfigurationError: a URL or option that cannot work.

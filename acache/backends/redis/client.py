@@ -202,7 +202,7 @@ class SharedTransport(PoolTransport):
             raise
         except _FAILURES as error:
             if isinstance(error, exceptions.ReadOnlyError):
-                self._lines.leave()  # Sentinels may have made another one the master
+                self._lines.leave()  # another server may be the master now
             raise _translated(error) from error
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
@@ -214,6 +214,8 @@ class SharedTransport(PoolTransport):
             except _FAILURES as error:
                 replies += [error] * (len(commands) - len(replies))
                 break
+        if any(isinstance(reply, exceptions.ReadOnlyError) for reply in replies):
+            self._lines.leave()
         return [_in_place(reply) for reply in replies]
 
     async def aclose(self) -> None:
@@ -451,7 +453,13 @@ class SharedClusterTransport(ClusterTransport):
 async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Line], object]) -> Line:
     """Let the package connect and log in, and take the connection over."""
     connection = make()
-    await connection.connect()
+    try:
+        await connection.connect()
+    except BaseException as error:  # cancelled, too: not every version of the package closes what it had opened
+        await connection.disconnect(nowait=True)
+        if isinstance(error, RuntimeError):  # uvloop's word for writing to what the other side has closed
+            raise exceptions.ConnectionError(str(error)) from error
+        raise
     writer = connection._writer  # noqa: SLF001 - the package has no other way to give a connection away
     transport = getattr(writer, "transport", None)
     if transport is None:
@@ -468,6 +476,8 @@ async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Lin
     )
     transport.set_protocol(line)
     line.connection_made(transport)
+    if transport.is_closing():  # the other side ended it before there was a protocol to tell
+        line.close()
     return line
 
 
@@ -536,7 +546,7 @@ _REFUSED: Final = (
     exceptions.OutOfMemoryError,
 )
 _SAID_NO: Final = re.compile(
-    r"\b(NOAUTH|WRONGPASS|NOPERM|READONLY|OOM|MISCONF|DENIED)\b"
+    r"\b(NOAUTH|WRONGPASS|NOPERM|READONLY|OOM|MISCONF|DENIED|unauthenticated)\b"
     r"|executing the script can't|read.only replica|> 'maxmemory'"  # from inside a script, by older servers
 )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from itertools import islice
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ _LARGE: Final = 1 << 16
 """Bytes of a command that would hold up small ones."""
 _LONG: Final = 1 << 20
 """Bytes of a reply under way that holds up others."""
+_MOST_REMEMBERED: Final = 1000
+"""Commands whose last reply was long."""
 _LONGEST_PAUSE: Final = 1.0
 _ATTEMPTS: Final = 3
 
@@ -84,7 +86,11 @@ class Line(asyncio.Protocol):
         """Done when the socket is closed."""
         self.busy = False
         """Whether a long reply is under way."""
+        self.answered = False
+        """Whether a reply ever came."""
         self.closed = False
+        """Whether it takes no more commands."""
+        self._ended = False
 
     @property
     def crowded(self) -> bool:
@@ -119,8 +125,9 @@ class Line(asyncio.Protocol):
             self._active_at = self._loop.time()
             if self._watch is None:
                 self._watch = self._loop.call_later(self._timeout, self._look)
-            if not self._flushing:
-                # Alone, it would only lose a turn of the loop by waiting for company.
+            if not self._flushing and not self._queue:
+                # Alone, it would only lose a turn of the loop by waiting for company.  Those in the queue count on the
+                # flush that follows their predecessor.
                 self._transport.write(command)
                 return
         self._out.append(command)
@@ -137,7 +144,11 @@ class Line(asyncio.Protocol):
         self._wake()
 
     async def room(self, size: int) -> None:
-        """Wait, in turn, until there is room to write ``size`` bytes, or the connection is lost."""
+        """Wait, in turn, until there is room to write ``size`` bytes, or the connection is lost.
+
+        Raises:
+            BackendTimeout: nothing moved for too long; over another connection it would be the same.
+        """
         if self.closed:
             return
         turn: asyncio.Future[None] = self._loop.create_future()
@@ -147,6 +158,8 @@ class Line(asyncio.Protocol):
         except asyncio.CancelledError:
             self._wake()  # it may have been this one's turn
             raise
+        if isinstance(self._why, BackendTimeout):
+            raise self._lost(sent=True)
 
     def _wake(self) -> None:
         """Let go on who finds room now; all of them send in the next loop turn, before the next `_flush`."""
@@ -157,17 +170,22 @@ class Line(asyncio.Protocol):
                 turn.set_result(None)
                 room -= size
 
-    def relieve(self, other: Line) -> None:
+    @property
+    def under_way(self) -> bytes | None:
+        """The command whose reply comes next, where it may be sent again."""
+        return self._waiting[0][1] if self._waiting else None
+
+    def relieve(self, other: Line, *, but: Container[bytes]) -> None:
         """Ask another line too for what is held up behind a long reply; whichever answers first counts."""
         for future, command in list(islice(self._waiting, 1, None)):
-            if command is not None and not future.done():
+            if command is not None and command not in but and not future.done():
                 other._put(future, command, None)
 
     # Receiving ------------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
         """Match replies to those who wait."""
-        self._active_at = self._loop.time()
+        answered = False
         waiting, gets = self._waiting, self._reader.gets
         self._under_way += len(data)
         try:
@@ -179,6 +197,7 @@ class Line(asyncio.Protocol):
                         self._on_push(reply)
                     continue
                 future, _ = waiting.popleft()
+                answered = True
                 if future.done():
                     continue
                 if isinstance(reply, Exception):
@@ -188,6 +207,11 @@ class Line(asyncio.Protocol):
         except Exception as error:  # noqa: BLE001 - not RESP, or a reply to nothing: what comes now belongs to nobody
             self._end(error)
             return
+        if answered or self._under_way:  # messages are no sign that an answer is on its way
+            self._active_at = self._loop.time()
+            self.answered = True
+        if self.closed and not waiting:
+            self._end(None)
         if self._under_way <= _LONG:
             self.busy = False
         elif not self.busy:
@@ -227,20 +251,28 @@ class Line(asyncio.Protocol):
         self._paused = False
         self._wake()
 
-    def connection_lost(self, error: BaseException | None) -> None:
+    def connection_lost(self, exc: BaseException | None) -> None:
         """Tell those who wait."""
-        self._end(error)
+        self._end(exc)
         if not self.gone.done():
             self.gone.set_result(None)
+
+    def retire(self) -> None:
+        """Take no more commands, and end the connection when the last reply is there."""
+        self.closed = True
+        self._wake()
+        if not self._waiting:
+            self._end(None)
 
     def close(self) -> None:
         """End the connection now."""
         self._end(None)
 
     def _end(self, why: BaseException | None) -> None:
-        if self.closed:
+        if self._ended:
             return
-        self.closed, self._why = True, why
+        self._ended = self.closed = True
+        self._why = why
         self._transport.abort()
         if self._watch is not None:
             self._watch.cancel()
@@ -266,8 +298,8 @@ class Line(asyncio.Protocol):
 class Lines:
     """The connections to one server, in one event loop.
 
-    The first takes the small commands of everybody.  Others, up to ``most``, are opened for large commands, and while a
-    long reply holds the first one up.
+    The first takes the small commands of everybody.  Others, up to ``most``, are opened for large commands, for those
+    whose last reply was long, and while a long reply holds the first one up.
 
     Args:
         connect: opens a connection, whose ``on_long`` is the argument.
@@ -278,7 +310,13 @@ class Lines:
         self._connect: Final = connect
         self._most: Final = most
         self._lines: list[Line] = []
+        self._long: Final[dict[bytes, None]] = {}
+        """Commands whose last reply was long, the oldest first."""
         self._opening: asyncio.Task[Line] | None = None
+        self._newest: Line | None = None
+        """The last one that was opened, until it is known whether it was of any use."""
+        self._retired: list[Line] = []
+        self._retired_at = -_LONGEST_PAUSE
         self._failures = 0
         self._not_before = 0.0
         self._last: BaseException | None = None
@@ -291,7 +329,7 @@ class Lines:
         What was not sent when its connection was lost is sent over another; what was, only if it may be sent ``again``.
         """
         for attempt in range(_ATTEMPTS):
-            line = await self._line(len(command))
+            line = await self._line(len(command), long=command in self._long)
             try:
                 return await line.send(command, again=again)
             except Lost as lost:
@@ -302,7 +340,11 @@ class Lines:
 
     async def call_many(self, commands: Sequence[bytes]) -> list[Any]:
         """Send commands one right after the other; return the reply or the error of each."""
-        line = await self._line(sum([len(command) for command in commands]))
+        size = sum([len(command) for command in commands])
+        line = await self._line(size)
+        for _ in range(_ATTEMPTS - 1):
+            if line.closed:  # while this one waited for room; nothing was sent
+                line = await self._line(size)
         futures = [line.send(command, again=False) for command in commands]
         try:
             await asyncio.wait(futures)
@@ -312,10 +354,11 @@ class Lines:
             raise
         return [future.exception() or future.result() for future in futures]
 
-    async def _line(self, size: int) -> Line:
+    async def _line(self, size: int, *, long: bool = False) -> Line:
         lines = self._lines
-        if not lines or lines[0].closed or lines[0].busy or size >= _LARGE:
-            line = await self._other(large=size >= _LARGE)
+        large = long or size >= _LARGE
+        if not lines or lines[0].closed or lines[0].busy or large:
+            line = await self._other(large=large)
         else:
             line = lines[0]
         if line.crowded:
@@ -341,6 +384,7 @@ class Lines:
             msg = "the connections were closed while this command was on its way"
             raise BackendUnavailable(msg)
         if self._opening is None:
+            self._judge()
             if self._last is not None and loop.time() < self._not_before:
                 raise self._last.with_traceback(None)  # it would be the same again, a moment ago as it was
             self._opening = loop.create_task(self._open_one())
@@ -359,19 +403,39 @@ class Lines:
         try:
             line = await self._connect(self._relieve)
         except Exception as error:
-            self._failures += 1
-            pause = min(_LONGEST_PAUSE, 0.01 * 2.0**self._failures) * random.uniform(0.5, 1)  # noqa: S311 - jitter
-            self._not_before = asyncio.get_running_loop().time() + pause
-            self._last = error
+            self._failed(error)
             raise
         finally:
             self._opening = None
-        self._failures, self._last = 0, None
+        self._newest = line
         self._lines.append(line)
         return line
 
+    def _judge(self) -> None:
+        """Count a connection that ended before it gave an answer as a failure to connect."""
+        line = self._newest
+        if line is None or not (line.answered or line.closed):
+            return
+        self._newest = None
+        if line.answered:
+            self._failures, self._last = 0, None
+        else:
+            # The first may have been chance: the server restarted, or closed what was not used.
+            self._failed(Lost("the server ends every connection before it answers"), pause=self._failures > 0)
+
+    def _failed(self, error: BaseException, *, pause: bool = True) -> None:
+        self._failures += 1
+        self._last = error
+        seconds = min(_LONGEST_PAUSE, 0.01 * 2.0**self._failures) * random.uniform(0.5, 1)  # noqa: S311 - jitter
+        self._not_before = asyncio.get_running_loop().time() + (seconds if pause else 0)
+
     def _relieve(self, line: Line) -> None:
-        """Find those who are held up behind a long reply another line."""
+        """Find those who are held up behind a long reply another line, and remember what it is the reply to."""
+        command = line.under_way
+        if command is not None:
+            self._long[command] = None
+            if len(self._long) > _MOST_REMEMBERED:
+                del self._long[next(iter(self._long))]
         task = asyncio.get_running_loop().create_task(self._relieve_by_other(line))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -382,12 +446,21 @@ class Lines:
         except Exception:  # noqa: BLE001 - then they wait
             return
         if other is not line and line.busy:
-            line.relieve(other)
+            line.relieve(other, but=self._long)
 
     def leave(self) -> None:
-        """Close every connection, for the next one may lead elsewhere; who waits for a reply gets `Lost`."""
+        """Open others for what comes, which may lead elsewhere; those who wait for a reply still get it.
+
+        At most once a second: where they lead to the same place, each of many callers would have to leave it again.
+        """
+        now = asyncio.get_running_loop().time()
+        if now - self._retired_at < _LONGEST_PAUSE:
+            return
+        self._retired_at = now
         for line in self._lines:
-            line.close()
+            line.retire()
+        self._retired = [line for line in (*self._retired, *self._lines) if not line.gone.done()]
+        self._lines = []
 
     async def aclose(self) -> None:
         """Close every connection, and open none any more; those who wait get `BackendUnavailable`."""
@@ -395,11 +468,14 @@ class Lines:
         tasks = [*self._tasks, *([self._opening] if self._opening is not None else [])]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
-        lines, self._lines = self._lines, []
-        for line in lines:
-            line.close()
+        try:
+            if tasks:
+                await asyncio.wait(tasks)
+        finally:
+            lines = [*self._lines, *self._retired]
+            self._lines, self._retired = [], []
+            for line in lines:
+                line.close()
         if lines:
             await asyncio.wait([line.gone for line in lines], timeout=_LONGEST_PAUSE)
 

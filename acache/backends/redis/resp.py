@@ -116,22 +116,22 @@ class PureReader:
         yield from ()
 
     def _bulk(self, rest: bytes) -> Generator[Any, None, bytes | None]:
-        return None if rest == b"-1" else (yield from self._exactly(int(rest)))
+        return None if rest == b"-1" else (yield from self._exactly(_length(rest)))
 
     def _verbatim(self, rest: bytes) -> Generator[Any, None, bytes]:
-        return (yield from self._exactly(int(rest)))[4:]
+        return (yield from self._exactly(_length(rest)))[4:]
 
     def _array(self, rest: bytes) -> Generator[Any, None, list[Any] | None]:
         if rest == b"-1":
             return None
         items = []
-        for _ in range(int(rest)):
+        for _ in range(_length(rest)):
             items.append((yield from self._reply()))  # noqa: PERF401 - no comprehension can yield
         return items
 
     def _map(self, rest: bytes) -> Generator[Any, None, dict[Any, Any]]:
         items = {}
-        for _ in range(int(rest)):
+        for _ in range(_length(rest)):
             name = yield from self._reply()
             items[name] = yield from self._reply()
         return items
@@ -149,6 +149,14 @@ pack: Callable[[tuple[Argument, ...]], bytes] = pure_pack if hiredis is None els
 """Return a command as bytes."""
 Push: type[Any] = PurePush if hiredis is None else hiredis.PushNotification
 """The type of a message that answers no command; a list."""
+
+
+def _length(digits: bytes) -> int:
+    length = int(digits)
+    if length < 0:
+        msg = f"{length} is no length"
+        raise ValueError(msg)
+    return length
 
 
 def make_reader(make_error: MakeError) -> Reader:

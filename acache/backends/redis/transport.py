@@ -29,7 +29,7 @@ class Transport(Protocol):
     """Carries commands to the server that holds their key, and replies back.
 
     Replies are as Redis gives them: bytes, integers, lists, ``None``; a status is truthy.  An error reply, and every
-    failure on the way, is one of acache's errors with the client library's as its cause.  Nothing is sent twice, but
+    failure on the way, is one of acache's errors with the client library's as its cause.  No write is sent twice, but
     for what a cluster has sent elsewhere without carrying it out.
     """
 
