@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pytest
 
-from acache import BackendError, BackendTimeout, BackendUnavailable
+from acache import BackendError, BackendTimeout, BackendUnavailable, ConfigurationError, InvalidKey
 from acache.backends._gather import Gatherer
 from acache.backends.base import batch_error
+from acache.backends.dynamodb import DynamoDBBackend
+from acache.backends.mongodb import MongoDBBackend
 
 
 class Server:
@@ -165,3 +169,60 @@ def test_a_second_event_loop_begins_anew():
 
     asyncio.run(first())
     asyncio.run(second())
+
+
+# Engines --------------------------------------------------------------------------------------------------------------
+
+
+class CountingMongoDB(MongoDBBackend):
+    """Counts its reads of many."""
+
+    reads = 0
+
+    async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        self.reads += 1
+        return await super().get_many(keys)
+
+
+class CountingDynamoDB(DynamoDBBackend):
+    """Counts its reads of many."""
+
+    reads = 0
+
+    async def get_many(self, keys: Sequence[str], /) -> dict[str, bytes]:
+        self.reads += 1
+        return await super().get_many(keys)
+
+
+@pytest.fixture(params=["mongodb", "dynamodb"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    if request.param == "mongodb":
+        url = request.getfixturevalue("mongodb_url")
+        return CountingMongoDB.from_url(f"{url}gather?collection={uuid.uuid4().hex}&gather=true", timeout=10)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    url = request.getfixturevalue("dynamodb_url")
+    table = f"gather-{uuid.uuid4().hex}"
+    options = f"endpoint_url={url}&create_table=true&gather=true"
+    return CountingDynamoDB.from_url(f"dynamodb://us-east-1/{table}?{options}", timeout=10)
+
+
+async def test_gets_of_one_turn_are_one_read_of_many(engine: Any):
+    """On request; a hundred callers, each with his own answer, error or nothing."""
+    keys = [f"k{number}" for number in range(98)]
+    await engine.set_many({key: key.encode() for key in keys}, ttl=60)
+    engine.reads = 0
+    answers = await asyncio.gather(*[engine.get(key) for key in [*keys, "missing", ""]], return_exceptions=True)
+    assert answers[:98] == [key.encode() for key in keys]
+    assert answers[98] is None
+    assert isinstance(answers[99], InvalidKey)
+    assert engine.reads == 1
+    await engine.delete_many(keys)
+    await engine.aclose()
+
+
+@pytest.mark.parametrize("kind", [MongoDBBackend, DynamoDBBackend])
+def test_gather_is_true_or_false(kind: Any):
+    url = "mongodb://localhost/d" if kind is MongoDBBackend else "dynamodb://us-east-1/t"
+    with pytest.raises(ConfigurationError, match="gather"):
+        kind.from_url(f"{url}?gather=yes")
