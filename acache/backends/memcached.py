@@ -420,7 +420,7 @@ def _life(ttl: float | None) -> Life:
     """Round up, and one second more: the server's clock may be about to tick."""
     if ttl is None:
         return 0, 0
-    ttl = min(ttl, _LAST_INSTANT)  # infinity is no number of seconds
+    ttl = min(ttl, 2**32)  # infinity is no number of seconds
     return min(math.ceil(time.time() + ttl), 2**32 - 1), _exptime(math.ceil(ttl) + 1)
 
 
