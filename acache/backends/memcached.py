@@ -369,7 +369,7 @@ class MemcachedBackend:
         by_pool: dict[Pool, dict[str, bytes]] = {}
         for key, part in parts.items():
             by_pool.setdefault(self._pool(key.encode()), {})[key] = part
-        outcomes: dict[str, Outcome] = {**refused}
+        outcomes: dict[str, Outcome] = {}
 
         async def attempt(pool: Pool, chunk: dict[str, bytes]) -> None:
             try:
@@ -384,6 +384,7 @@ class MemcachedBackend:
             async with asyncio.TaskGroup() as group:
                 for pool, chunk in pieces:
                     group.create_task(attempt(pool, chunk))
+        outcomes.update(refused)  # last: an outage is the graver news
         failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, BackendError)}
         found = {key: outcome for key, outcome in outcomes.items() if not isinstance(outcome, BackendError)}
         if len(failed) == len(parts) > 0 and not refused and all(pool.failing for pool in self._pools):
@@ -419,7 +420,7 @@ def _life(ttl: float | None) -> Life:
     """Round up, and one second more: the server's clock may be about to tick."""
     if ttl is None:
         return 0, 0
-    ttl = min(ttl, 2.0**32)  # infinity is no number of seconds
+    ttl = min(ttl, 2**32)  # infinity is no number of seconds
     return min(math.ceil(time.time() + ttl), 2**32 - 1), _exptime(math.ceil(ttl) + 1)
 
 

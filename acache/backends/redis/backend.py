@@ -185,16 +185,18 @@ class RedisBackend:
         expiry = _px(ttl)
         commands: dict[str, Command] = {}
         failed: dict[str, BackendError] = {}
+        refused: dict[str, BackendError] = {}
         names = {key: check_key(key, self.key_limits) for key in items}
         for key, data in items.items():
             try:
                 commands[key] = ("SET", names[key], self._checked(data), *expiry)
             except ValueTooLarge as error:
-                failed[key] = error
+                refused[key] = error
         replies = await self._transport().execute_many(list(commands.values()))
         for key, reply in zip(commands, replies, strict=True):
             if isinstance(reply, AcacheError):
                 failed[key] = _failure(reply)
+        failed |= refused  # last: an outage is the graver news
         if failed:
             raise batch_error(failed)
 

@@ -117,6 +117,33 @@ def is_movable(client: Client, *, multiplex: bool) -> bool:
     return not isinstance(client.connection_pool, SentinelConnectionPool)
 
 
+class _UnderWay:
+    """Counts the calls that use somebody's connections, so that these are closed when the last one has ended."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._closed = False
+        self._idle: asyncio.Event | None = None
+
+    def __enter__(self) -> None:
+        if self._closed:
+            msg = "the connections were closed while this command was on its way"
+            raise BackendUnavailable(msg)
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count and self._idle is not None:
+            self._idle.set()
+
+    async def end(self) -> None:
+        """Let no more begin, and wait for those that have begun; each has its own timeouts."""
+        self._closed = True
+        if self._count:
+            self._idle = asyncio.Event()
+            await self._idle.wait()
+
+
 class PoolTransport:
     """One server, or the master that Sentinels name, through a pool of connections."""
 
