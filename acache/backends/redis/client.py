@@ -122,14 +122,18 @@ class _UnderWay:
 
     def __init__(self) -> None:
         self._count = 0
-        self._closed = False
+        self.closed = False
         self._idle: asyncio.Event | None = None
 
     def __enter__(self) -> None:
-        if self._closed:
+        self.check()
+        self._count += 1
+
+    def check(self) -> None:
+        """Refuse to begin after the end: connections would be opened that nobody closes."""
+        if self.closed:
             msg = "the connections were closed while this command was on its way"
             raise BackendUnavailable(msg)
-        self._count += 1
 
     def __exit__(self, *_: object) -> None:
         self._count -= 1
@@ -138,7 +142,7 @@ class _UnderWay:
 
     async def end(self) -> None:
         """Let no more begin, and wait for those that have begun; each has its own timeouts."""
-        self._closed = True
+        self.closed = True
         if self._count:
             self._idle = asyncio.Event()
             await self._idle.wait()
@@ -153,6 +157,7 @@ class PoolTransport:
         self._place: Final = place
         # Where the pool has no connection left, it raises: whoever comes then waits here.
         self._free: Final = asyncio.Semaphore(client.connection_pool.max_connections)
+        self._under_way: Final = _UnderWay()
 
     @property
     def place(self) -> str:
@@ -163,11 +168,12 @@ class PoolTransport:
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
-        try:
-            async with self._free:
-                return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
-        except _FAILURES as error:
-            raise _translated(error) from error
+        with self._under_way:
+            try:
+                async with self._free:
+                    return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+            except _FAILURES as error:
+                raise _translated(error) from error
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """See `Transport.execute_many`."""
@@ -177,8 +183,9 @@ class PoolTransport:
             for command in commands[start : start + MOST_KEYS]:
                 pipeline.execute_command(*command)
             try:
-                async with self._free:
-                    replies += await pipeline.execute(raise_on_error=False)
+                with self._under_way:
+                    async with self._free:
+                        replies += await pipeline.execute(raise_on_error=False)
             except _FAILURES as error:
                 replies += [error] * (len(commands) - len(replies))
                 break
@@ -204,6 +211,7 @@ class PoolTransport:
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         if self._owned:
+            await self._under_way.end()
             await self._client.aclose(close_connection_pool=True)
             pool = self._client.connection_pool
             if isinstance(pool, SentinelConnectionPool):
@@ -267,7 +275,7 @@ class ClusterTransport:
         """Nodes that failed since the map was read: maybe others have taken over from them."""
         self._free: Final[dict[str, asyncio.Semaphore]] = {}
         """By node, the connections that may still be used; where the client has none left, it raises."""
-        self._closed = False
+        self._under_way: Final = _UnderWay()
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
@@ -353,7 +361,7 @@ class ClusterTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self._closed = True
+        await self._under_way.end()
         if self._owned:
             await self._client.aclose()
 
@@ -398,13 +406,15 @@ class ClusterTransport:
         return replies
 
     async def _say(self, node: ClusterNode, command: Command) -> Any:
-        async with self._connection(node):
-            return await node.execute_command(*command)
+        with self._under_way:
+            async with self._connection(node):
+                return await node.execute_command(*command)
 
     async def _say_all(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
         batch = [PipelineCommand(index, *command) for index, command in enumerate(commands)]
-        async with self._connection(node):
-            await node.execute_pipeline(batch)
+        with self._under_way:
+            async with self._connection(node):
+                await node.execute_pipeline(batch)
         return [command.result for command in batch]
 
     def _connection(self, node: ClusterNode) -> asyncio.Semaphore:
@@ -414,9 +424,10 @@ class ClusterTransport:
         return free
 
     async def _owner(self, key: Any) -> ClusterNode:
-        if self._closed:  # or the client would open connections again that nobody closes
-            msg = "the connections were closed while this command was on its way"
-            raise BackendUnavailable(msg)
+        with self._under_way:
+            return await self._owner_of(key)
+
+    async def _owner_of(self, key: Any) -> ClusterNode:
         await self._client.initialize()
         node = self._client.get_node_from_key(key)
         if node is not None and node.name in self._suspects:
@@ -455,7 +466,7 @@ class SharedClusterTransport(ClusterTransport):
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
-        self._closed = True
+        self._under_way.closed = True
         for lines in self._lines.values():
             await lines.aclose()
         await super().aclose()
@@ -469,9 +480,7 @@ class SharedClusterTransport(ClusterTransport):
     def _lines_to(self, node: ClusterNode) -> Lines:
         lines = self._lines.get(node.name)
         if lines is None:
-            if self._closed:
-                msg = "the connections were closed while this command was on its way"
-                raise BackendUnavailable(msg)
+            self._under_way.check()
             make = partial(node.connection_class, **node.connection_kwargs)
             lines = self._lines[node.name] = Lines(partial(_open_line, make, node.name))
         return lines

@@ -85,6 +85,25 @@ class LifecycleChecks(Harness):
                 error = task.exception()
                 assert isinstance(error, AcacheError) if error else task.result() in (key.encode(), None)
 
+    def test_closing_under_way_leaves_nothing_unclosed(self, backend: Backend) -> None:
+        """Connections that calls are using, or opening, are closed too."""
+        gc.collect()  # what others have left is not this backend's
+
+        async def close_under_way() -> None:
+            tasks = [asyncio.ensure_future(backend.get(self.key(str(index)))) for index in range(20)]
+            await asyncio.sleep(0)
+            await backend.aclose()
+            await asyncio.wait(tasks, timeout=10)
+            for task in tasks:
+                if not task.cancelled():
+                    task.exception()
+
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            asyncio.run(close_under_way())
+            gc.collect()
+        assert [str(one.message) for one in caught if issubclass(one.category, ResourceWarning)] == []
+
     def test_a_second_event_loop_works_or_is_refused(self, backend: Backend) -> None:
         """One loop after the other, closed between: right answers, or one clear error; never a hang."""
         self._in_two_loops(backend, close=True)
