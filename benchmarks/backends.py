@@ -260,7 +260,7 @@ def _server_meter(engine: Engine, url: str) -> tuple[Callable[[], float], str | 
 
 def _row(entrant: _Entrant, base: _Entrant | None, done: list[_Entrant]) -> dict[str, Any]:
     side = entrant.side
-    row: dict[str, Any] = {"contender": side.name, "kind": side.kind, "how": side.how}
+    row: dict[str, Any] = {"contender": side.name, "kind": side.kind, "layer": side.layer, "how": side.how}
     beside = next((other for other in done if other.side.name == side.beside), None)
     for index, unit in enumerate(UNITS):
         if entrant.samples[0][index] != entrant.samples[0][index]:  # nan: it cannot be read here

@@ -20,10 +20,11 @@ _PACKAGES = (
 
 def describe() -> dict[str, Any]:
     """Describe processor, kernel, Python and package versions."""
+    kernel = platform.release().partition("-")[0]  # what follows is a builder's own
     return {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "system": f"{platform.system()} {kernel} {platform.machine()}",
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
         "packages": versions(_PACKAGES),
     }

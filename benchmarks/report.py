@@ -59,7 +59,7 @@ def page(results: Results) -> list[Block]:
         Heading(2, "Against the bars"),
         _verdicts(results),
         Heading(2, "Where a peer is ahead"),
-        Text("Every row in which another library has the better number, wall time where a server is asked."),
+        Text(_AHEAD),
         ahead(results),
     ]
     for name, write in _BLOCKS.items():
@@ -101,7 +101,7 @@ def _verdicts(results: Results) -> Table:
 
 
 def ahead(results: Results) -> Table:
-    """List the rows in which a peer has the better number; of ours the nearest in kind is compared."""
+    """List the rows in which a peer has the better number; what asks a server is compared with its like."""
     rows: list[tuple[str, ...]] = []
 
     def compare(what: str, ours: Row, peers: Iterable[Row], value: Callable[[Row], float | None], unit: str) -> None:
@@ -136,8 +136,9 @@ def ahead(results: Results) -> Table:
     for section in _FAR:
         for case in results["sections"].get(section, {}).get("cases", ()):
             for ours in case["rows"]:
-                if ours["kind"] == "ours" and "beside" not in ours.get("wall", {}):
-                    compare(case["title"], ours, _peers(case["rows"]), lambda row: row["wall"]["us"], " us")
+                if ours["kind"] == "ours" and ours["layer"] is not None:
+                    alike = [row for row in _peers(case["rows"]) if row["layer"] == ours["layer"]]
+                    compare(case["title"], ours, alike, lambda row: row["wall"]["us"], " us")
     return Table(("row", "ahead", "acache"), rows or [("in no row of these runs", "", "")], left=3)
 
 
@@ -391,6 +392,10 @@ make bench-smoke  # in two minutes, the bars only
 
 `benchmarks/results/latest.json` holds the numbers of this page; `benchmarks/report.html` is the same page of the last
 run, in one file.
+"""
+_AHEAD = """\
+Every row in which another library has the better number; wall time where a server is asked, and there backends are
+held against clients and `Cache` against caches. Calls that cannot wait are in it too: they do less.
 """
 _FAR_TEXT = """\
 Microseconds for each call: wall time, processor time of the client's process, all threads, and processor time of the

@@ -56,13 +56,26 @@ class Work:
     budget: float
     """Seconds that one contender may take to fill a cache, or to show one size."""
     callers: int = 10_000
+    most_bytes: int = 1_000_000_000
+    """Of values under way at the same time."""
 
 
 EFFORTS = {
     "full": Work(
         "full", Effort(40, 0.004), Effort(11, 0.025), 5, (100_000, 1_000_000), growth.SIZES, tags.SIZES, 9, 60
     ),
-    "quick": Work("quick", Effort(9, 0.002), Effort(3, 0.008), 2, (100_000,), growth.SIZES[:2], tags.SIZES[:2], 3, 10),
+    "quick": Work(
+        "quick",
+        Effort(9, 0.002),
+        Effort(3, 0.008),
+        2,
+        (100_000,),
+        growth.SIZES[:2],
+        tags.SIZES[:2],
+        3,
+        10,
+        most_bytes=1_000_000,
+    ),
     "tiny": Work("tiny", Effort(2, 0.0001), Effort(2, 0.0005), 1, (100,), (100,), (10,), 1, 5, callers=20),
 }
 
@@ -106,7 +119,8 @@ def _far(name: str, work: Work) -> dict[str, Any]:
     url, why = server_of(engine) if engine is not None else ("", "; ".join(missing.values()))
     if engine is None or why is not None:
         return {"engine": engine.name if engine else name, "cases": [], "missing": {"all of it": why}}
-    return {"rounds": work.far.rounds, **compare(engine, url, work.far)}
+    workloads = [workload for workload in engine.workloads if workload.size * workload.tasks <= work.most_bytes]
+    return {"rounds": work.far.rounds, **compare(engine, url, work.far, workloads=workloads)}
 
 
 SECTIONS: dict[str, Callable[[Work], dict[str, Any]]] = {
@@ -120,8 +134,10 @@ SECTIONS: dict[str, Callable[[Work], dict[str, Any]]] = {
 }
 
 
-def measure(sections: list[str], work: Work) -> dict[str, Any]:
-    """Measure sections one after the other, and print each."""
+def measure(
+    sections: list[str], work: Work, *, done: Callable[[dict[str, Any]], object] = lambda _: None
+) -> dict[str, Any]:
+    """Measure sections one after the other, print each, and tell what there is so far."""
     results: dict[str, Any] = {"machine": describe(), "sections": {}}
     for name in sections:
         start, when = perf_counter(), now()
@@ -130,6 +146,7 @@ def measure(sections: list[str], work: Work) -> dict[str, Any]:
         results["sections"][name] = section
         print(report.section_text(name, section), flush=True)
         print(f"\n{name}: {section['seconds']:.0f} s", flush=True)
+        done(results)
     return results
 
 
@@ -174,10 +191,10 @@ def publish(results: dict[str, Any]) -> None:
         known = json.loads(LATEST.read_text())
         if known["machine"] == results["machine"]:
             results = {**results, "sections": {**known["sections"], **results["sections"]}}
-    results["sections"] = {name: results["sections"][name] for name in SECTIONS if name in results["sections"]}
+    sections = {name: results["sections"][name] for name in SECTIONS if name in results["sections"]}
+    results = {**results, "sections": sections}
     LATEST.write_text(json.dumps(results, indent=1) + "\n")
     report.write_docs(results, ROOT / "docs")
-    print("benchmarks/results/latest.json, docs/benchmarks.md and its pictures are new")
 
 
 def main() -> None:
@@ -210,10 +227,12 @@ def main() -> None:
     if not wanted:
         parser.error(f"--only: there are {', '.join(SECTIONS)}")
     start = perf_counter()
-    results = measure(wanted, EFFORTS["quick" if options.quick else "full"])
+    publishing = options.publish or not (options.quick or options.only)
+    done = publish if publishing else lambda _: None
+    results = measure(wanted, EFFORTS["quick" if options.quick else "full"], done=done)
     print(f"\nagainst the bars\n{report.verdict_text(results)}\n\n{perf_counter() - start:.0f} s")
-    if options.publish or not (options.quick or options.only):
-        publish(results)
+    if publishing:
+        print("benchmarks/results/latest.json, docs/benchmarks.md and its pictures are new")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "last.json").write_text(json.dumps(results, indent=1) + "\n")
     report.write_html(results, HTML)

@@ -61,6 +61,8 @@ class Side:
     text: bool = False
     """Whether its values are str, as a cache's are that writes JSON; else bytes."""
     loop: Literal["asyncio", "uvloop"] = "asyncio"
+    layer: Literal["client", "cache"] | None = "client"
+    """With which peers it is compared in the list of those that are ahead; None: with none, it is no default."""
     beside: str | None = None
     """Another side this one is compared with as well."""
 

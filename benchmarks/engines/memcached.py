@@ -90,8 +90,8 @@ def engines() -> list[Engine]:
         Side("aiomcache", "`aiomcache.Client(pool_size=100)`", partial(_bare, pool=100), "reference"),
         Side("aiomcache, default pool", "`aiomcache.Client()`: two connections", partial(_bare, pool=2), "reference"),
         Side(ours, "`MemcachedBackend.from_url(url)`", _backend, "ours"),
-        Side("Cache over MemcachedBackend", "the same in a `Cache`, `memory=None`", _cache, "ours"),
-        Side("aiocache", "`MemcachedCache(pool_size=100)`: JSON, as it comes", _aiocache, text=True),
+        Side("Cache over MemcachedBackend", "the same in a `Cache`, `memory=None`", _cache, "ours", layer="cache"),
+        Side("aiocache", "`MemcachedCache(pool_size=100)`: JSON, as it comes", _aiocache, text=True, layer="cache"),
     ]
     workloads = [
         Workload(operation, tasks, size)

@@ -100,19 +100,27 @@ def _sides() -> list[Side]:
         Side("redis.asyncio", pool, _bare, "reference"),
         Side(_MULTIPLEXED, "`RedisBackend.from_url(url)`: all callers share few connections", _backend, "ours"),
         Side(
-            "RedisBackend, pool", "`RedisBackend.from_url(url, multiplex=False)`: a pool of 50, callers wait",
-            partial(_backend, multiplex=False), "ours",
+            "RedisBackend, pool",
+            "`RedisBackend.from_url(url, multiplex=False)`: a pool of 50, callers wait",
+            partial(_backend, multiplex=False),
+            "ours",
+            layer=None,
         ),
-        Side(_CACHE, "`Cache(RedisBackend.from_url(url), memory=None)`: no near tier", _cache, "ours"),
+        Side(_CACHE, "`Cache(RedisBackend.from_url(url), memory=None)`: no near tier", _cache, "ours", layer="cache"),
         Side("coredis", f"`coredis.Redis.from_url(url, max_connections={_POOL})`", _coredis),
-        Side("aiocache", f"`RedisCache(pool_max_size={_POOL})`: JSON, as it comes", _aiocache, text=True),
         Side(
-            "cashews", "`cache.setup(url, max_connections=50, suppress=False)` (default: 10 connections, errors are"
-            " misses): callers wait", _cashews,
+            "aiocache", f"`RedisCache(pool_max_size={_POOL})`: JSON, as it comes", _aiocache, text=True, layer="cache"
+        ),
+        Side(
+            "cashews",
+            "`cache.setup(url, max_connections=50, suppress=False)` (default: 10 connections, errors are"
+            " misses): callers wait",
+            _cashews,
+            layer="cache",
         ),
         Side("redis.asyncio, uvloop", "the first row on uvloop", _bare, "reference", loop="uvloop"),
-        Side(_UVLOOP, "`RedisBackend` on uvloop", _backend, "ours", loop="uvloop", beside=_MULTIPLEXED),
-    ]  # fmt: skip
+        Side(_UVLOOP, "`RedisBackend` on uvloop", _backend, "ours", loop="uvloop", layer=None, beside=_MULTIPLEXED),
+    ]
 
 
 def _bars() -> list[Bar]:
