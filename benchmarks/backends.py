@@ -6,7 +6,7 @@ import asyncio
 import gc
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import cycle
 from math import nan
@@ -51,7 +51,7 @@ def compare(
     engine: Engine, url: str, effort: Effort, *, workloads: list[Workload] | None = None, sides: set[str] | None = None
 ) -> dict[str, Any]:
     """Let the sides of an engine take turns in each workload, all of them or those that are named."""
-    missing = dict(engine.notes)
+    missing: dict[str, str] = {}
     meter, why = _server_meter(engine, url)
     if why:
         missing["processor time of the server"] = why
@@ -65,7 +65,8 @@ def compare(
                 for entrant in entrants:
                     _store(entrant, workload.size)
             cases.append(_case(engine, workload, entrants, effort, meter))
-    return {"engine": engine.name, "packages": versions(engine.packages), "cases": cases, "missing": missing}
+    packages, notes = versions(engine.packages), dict(engine.notes)
+    return {"engine": engine.name, "packages": packages, "cases": cases, "missing": missing, "notes": notes}
 
 
 @contextmanager
@@ -245,16 +246,22 @@ def _server_meter(engine: Engine, url: str) -> tuple[Callable[[], float], str | 
     except Exception as error:  # noqa: BLE001 - the other columns are left
         return lambda: nan, f"failed: {type(error).__name__}: {error}"
     if pid is None:
-        return lambda: nan, "there is no server" if engine.service is None else "the server does not say its process"
+        return lambda: nan, None if engine.service is None else "the server does not say its process"
     tasks = Path(f"/proc/{pid}/task")
 
     def seconds() -> float:
-        return sum(int((task / "schedstat").read_bytes().split()[0]) for task in tasks.iterdir()) / 1e9
+        total = 0
+        for task in tasks.iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+                total += int((task / "schedstat").read_bytes().split()[0])
+        return total / 1e9
 
     try:
+        if (name := (tasks.parent / "comm").read_text().strip()) not in engine.processes:
+            return lambda: nan, f"process {pid} is {name} here: the server is on another machine"
         seconds()
     except (OSError, ValueError, IndexError) as error:
-        return lambda: nan, f"/proc does not tell: {error}"
+        return lambda: nan, f"/proc does not tell it: {error}"
     return seconds, None
 
 

@@ -343,6 +343,7 @@ def _configurations(results: Results) -> Table:
 
 def _missing(section: Row) -> list[Block]:
     lines = [f"- {name}: not measured: {why}" for name, why in section.get("missing", {}).items()]
+    lines += [f"- {name}: {note}" for name, note in section.get("notes", {}).items()]
     return [Text("\n".join(lines))] if lines else []
 
 

@@ -106,7 +106,7 @@ def _growth(work: Work) -> dict[str, Any]:
 
 
 def _tags(work: Work) -> dict[str, Any]:
-    return {"rows": asyncio.run(tags.tag_costs(work.tags, 3, work.budget))}
+    return {"rows": asyncio.run(tags.tag_costs(work.tags, 3, work.budget / 4))}
 
 
 def _import(work: Work) -> dict[str, Any]:
@@ -216,12 +216,12 @@ def main() -> None:
         report.write_html(results, HTML)
         return
     if options.smoke:
-        start = perf_counter()
+        start, load = perf_counter(), now()["load"]
         results = smoke()
         print(report.verdict_text(results))
         if "redis" not in results["sections"]:
             print("  Redis: not measured: ACACHE_REDIS_URL is not set, or the redis package is not installed")
-        print(f"\n{perf_counter() - start:.0f} s")
+        print(f"\n{perf_counter() - start:.0f} s; load average before: {load}")
         return
     wanted = [name for name in SECTIONS if not options.only or name.startswith(tuple(options.only))]
     if not wanted:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -156,6 +157,22 @@ def test_a_side_that_fails_is_named_and_the_others_are_measured(load: Load) -> N
     assert "does not give back" in case["failed"]["forgetful"]
     assert "no way in" in result["missing"]["closed"]
     assert result["missing"]["absent"] == "cachette is not installed"
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux, which tells a process's time")
+def test_the_time_of_a_server_is_its_own_or_is_not_given(load: Load) -> None:
+    """The process must have a server's name: a number from a container may be another process here."""
+    backends, engines, measure = load("backends"), load("engines"), load("measure")
+    (files,) = load("engines.file").engines()
+    me = Path("/proc/self/comm").read_text().strip()
+    for named, told in ((me, True), ("redis-server", False)):
+        engine = engines.Engine(
+            "Engine", "engine", "service", files.sides[:1], [], pid=lambda _: os.getpid(), processes=(named,)
+        )
+        result = backends.compare(engine, "", measure.Effort(2, 0.0005), workloads=[engines.Workload("get")])
+        (row,) = result["cases"][0]["rows"]
+        assert ("server" in row) is told
+        assert ("processor time of the server" in result["missing"]) is not told
 
 
 def test_a_bar_is_ok_short_or_not_measured(load: Load) -> None:

@@ -91,6 +91,8 @@ class Engine:
     bars: list[Bar] = field(default_factory=list)
     pid: Callable[[str], int | None] = lambda _: None
     """The process of the server, as the server itself says; its processor time is read if it is on this machine."""
+    processes: tuple[str, ...] = ()
+    """What such a process is called, so that no other is taken for one in a container or on another machine."""
     packages: tuple[str, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
     """What was left out on purpose, and why."""

@@ -38,9 +38,8 @@ async def _bare(url: str) -> AsyncIterator[Calls]:
     await backend.get("none")
     await backend.aclose()
     config = AioConfig(max_pool_connections=_CONNECTIONS)
-    async with _session().create_client(
-        "dynamodb", region_name=_REGION, endpoint_url=url, config=config
-    ) as client:  # fmt: skip
+    opening: Any = _session().create_client("dynamodb", region_name=_REGION, endpoint_url=url, config=config)
+    async with opening as client:
 
         async def get(key: str) -> object:
             answer = await client.get_item(TableName=_TABLE, Key={"key": {"S": key}}, ConsistentRead=True)
@@ -75,7 +74,7 @@ def engines() -> list[Engine]:
     ]
     workloads = [Workload(operation, tasks) for operation in ("get", "set") for tasks in (1, 100)]
     workloads.append(Workload("get_many"))
-    notes = {"the server": "is a stand-in for Amazon's, and slow: most of the wall time is its own"}
+    notes = {"the server": "a stand-in for Amazon's, and slow: most of the wall time is its own"}
     return [
         Engine("DynamoDB", "dynamodb", "dynamodb", sides, workloads, packages=("aiobotocore", "botocore"), notes=notes)
     ]

@@ -101,6 +101,6 @@ def engines() -> list[Engine]:
     return [
         Engine(
             "Files", "files", None, sides, workloads, bars, packages=("diskcache", "cashews"),
-            notes={"aiocache, async-lru, fastapi-cache2": "keep nothing in files"},
+            notes={"aiocache, async-lru, fastapi-cache2": "they keep nothing in files"},
         )
     ]  # fmt: skip

@@ -102,5 +102,15 @@ def engines() -> list[Engine]:
     workloads += [Workload("get_many", tasks, 100) for tasks in (1, 10)]
     bars = [Bar(Workload(operation, tasks), ours, "cpu", 1.1) for operation in ("get", "set") for tasks in (1, 100)]
     return [
-        Engine("Memcached", "memcached", "memcached", sides, workloads, bars, _pid, ("aiomcache", "aiocache")),
+        Engine(
+            "Memcached",
+            "memcached",
+            "memcached",
+            sides,
+            workloads,
+            bars,
+            _pid,
+            ("memcached",),
+            ("aiomcache", "aiocache"),
+        ),
     ]

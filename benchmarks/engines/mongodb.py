@@ -66,5 +66,5 @@ def engines() -> list[Engine]:
     ]
     workloads = [Workload(operation, tasks) for operation in ("get", "set") for tasks in (1, 100)]
     workloads.append(Workload("get_many"))
-    notes = {"aiocache, cashews": "have no such backend"}
-    return [Engine("MongoDB", "mongodb", "mongodb", sides, workloads, [], _pid, ("pymongo",), notes)]
+    notes = {"aiocache, cashews": "they have no such backend"}
+    return [Engine("MongoDB", "mongodb", "mongodb", sides, workloads, [], _pid, ("mongod",), ("pymongo",), notes)]

@@ -154,4 +154,17 @@ def engines() -> list[Engine]:
     ]
     notes = {"get_many of 100 KB": "by one task only: ten tasks would hold 100 MB of replies"}
     packages = ("redis", "hiredis", "coredis", "aiocache", "cashews", "uvloop")
-    return [Engine("Redis", "redis", "redis", _sides(), workloads, _bars(), _pid, packages, notes)]
+    return [
+        Engine(
+            "Redis",
+            "redis",
+            "redis",
+            _sides(),
+            workloads,
+            _bars(),
+            _pid,
+            ("redis-server", "valkey-server"),
+            packages,
+            notes,
+        )
+    ]
