@@ -31,7 +31,7 @@ class Verdict:
 
 
 def _ratio(what: str, value: float | None, most: float) -> Verdict:
-    return Verdict(what, value, most, "" if value is None else f"{value:.2f}x" if value >= 0.1 else f"{value:.3f}x")
+    return Verdict(what, value, most, "" if value is None else f"{value:.2f}x" if value >= 1 else f"{value:.3f}x")
 
 
 def verdicts(results: dict[str, Any]) -> list[Verdict]:
