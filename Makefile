@@ -15,12 +15,13 @@ RUN_SERVICES := $(PY) tests/services.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check fmt bench conformance docs services-up services-down clean
+.PHONY: help demo serve test check fmt bench bench-smoke conformance docs services-up services-down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  make test PYTEST_ARGS="-k stampede"    some tests; SERVICES="redis valkey" or all: other servers than these'
+	@echo '  make bench BENCH_ARGS="--only redis files"     some sections; --quick: few and short rounds'
 	@echo '  make serve ACACHE_URL=redis://... PORT=8001'
 
 demo: $(VENV)/.demo ## show what the cache does on real traffic, in under a minute; no server needed
@@ -48,6 +49,10 @@ fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
 bench: $(VENV)/.bench ## measure against other caches, and the backends against the bare clients
 	$(RUN_SERVICES) install $(SERVICES)
 	$(RUN_SERVICES) run $(SERVICES) -- $(PY) benchmarks/run.py $(BENCH_ARGS)
+
+bench-smoke: $(VENV)/.bench ## hold acache against the bars of docs/benchmarks.md, in two minutes
+	$(RUN_SERVICES) install redis
+	$(RUN_SERVICES) run redis -- $(PY) benchmarks/run.py --smoke
 
 conformance: $(VENV)/.dev ## test every backend on real servers, and write the table of docs/backends.md
 	$(RUN_SERVICES) install all

@@ -27,8 +27,9 @@ BARS = {
     "stampede": 1.5,
     "memory": 130.0,
     "import": 60.0,
+    "uvloop": 1.0,
 }
-"""DESIGN section 9 and the issues: ratios to the bare coroutine; then loads, ratio, bytes, milliseconds."""
+"""Ratios to the bare coroutine; then loads, ratio, bytes, milliseconds, ratio.  Those of servers: engines/."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Case:
     items: Literal["one", "many", "new", "numbers"]
     statement: str = ""
     """For ``call``, the same for all; other kinds are spelt by each contender."""
+    capacity: int = CAPACITY
+    """Entries the cache may hold, where it has a bound."""
 
     @property
     def bar(self) -> float | None:

@@ -1,24 +1,21 @@
-"""A bar chart as SVG, drawn by hand: a logarithmic axis, readable on light and dark pages."""
+"""Bar charts as SVG, drawn by hand: linear or logarithmic, readable on light and dark pages."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from math import ceil, log10
-from typing import Any
+from math import ceil, floor, log10
 
-__all__ = ["draw"]
+__all__ = ["Line", "Panel", "draw"]
 
-_PANELS = ("call-1", "get", "set", "evict")
-_WIDTH, _LEFT, _RIGHT = 760, 220, 70
+_WIDTH, _LEFT, _RIGHT = 760, 230, 90
 _BAR, _STEP, _TITLE, _GAP = 14, 22, 20, 16
 
-_CAPTION = "times the bare coroutine, logarithmic: shorter is better; dashed: the bar for acache"
-
 _HEAD = """\
-<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-labelledby="title desc" \
+<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{title}" \
 font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" font-size="12">
-<title id="title">acache beside other caches</title>
-<desc id="desc">Times as long as awaiting a trivial coroutine; logarithmic axis, shorter is better.</desc>
+<title>{title}</title>
 <style>
   .paper {{ fill: #ffffff }} .text {{ fill: #24292f }} .soft {{ fill: #6b7280 }} .grid {{ stroke: #e5e7eb }}
   .ours {{ fill: #0f766e }} .peer {{ fill: #9aa5b1 }} .reference {{ fill: #d5dae0 }} .bar {{ stroke: #b45309 }}
@@ -31,15 +28,36 @@ font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif" f
 """
 
 
-def draw(results: dict[str, Any]) -> str:
-    """Return the chart of the main cases."""
-    cases = [results["cases"][name] for name in _PANELS if name in results["cases"]]
-    shown = [row["ratio"] for case in cases for row in case["rows"]]
-    low, high = min(0.5, *shown), 10.0 ** ceil(log10(max(shown)))
-    plot = _WIDTH - _LEFT - _RIGHT
+@dataclass(frozen=True)
+class Line:
+    """One bar of a chart."""
 
-    def at(ratio: float) -> float:
-        return round(_LEFT + plot * log10(ratio / low) / log10(high / low), 1)
+    label: str
+    value: float
+    kind: str
+    """``ours``, ``peer`` or ``reference``."""
+    most: float | None = None
+    """Where the value should end: a dashed mark."""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Bars under one title, shortest first."""
+
+    title: str
+    lines: Sequence[Line]
+
+
+def draw(title: str, caption: str, panels: Sequence[Panel], unit: str = "", *, logarithmic: bool = False) -> str:
+    """Return a chart whose panels share one axis."""
+    shown = [max(line.value, 1e-9) for panel in panels for line in panel.lines] or [1.0]
+    plot = _WIDTH - _LEFT - _RIGHT
+    low = min(0.5, *(10.0 ** floor(log10(value)) for value in shown)) if logarithmic else 0.0
+    high = 10.0 ** max(1, ceil(log10(max(shown)))) if logarithmic else max(shown)
+
+    def at(value: float) -> float:
+        share = log10(max(value, low) / low) / log10(high / low) if logarithmic else value / high
+        return round(_LEFT + plot * share, 1)
 
     def text(x: float, y: float, content: str, more: str = 'class="text"') -> str:
         return f'<text {more} x="{x}" y="{y}">{escape(content)}</text>'
@@ -48,30 +66,32 @@ def draw(results: dict[str, Any]) -> str:
         return f'<line {more} x1="{x}" x2="{x}" y1="{y}" y2="{end}"/>'
 
     y = 40.0
-    parts = [text(_LEFT, 24, _CAPTION, 'class="soft"')]
-    for case in cases:
+    parts = [text(16, 24, caption, 'class="soft"')]
+    for panel in panels:
         y += _GAP
-        parts.append(text(16, y + 8, case["title"], 'class="text" font-size="14" font-weight="600"'))
+        parts.append(text(16, y + 8, panel.title, 'class="text" font-size="14" font-weight="600"'))
         y += _TITLE
-        rows = sorted(case["rows"], key=lambda row: row["ratio"])
-        end = y + _STEP * len(rows)
-        parts += [line(at(10.0**power), y, end, 'class="grid"') for power in range(round(log10(high)) + 1)]
-        for row in rows:
-            width = max(1.0, round(at(row["ratio"]) - _LEFT, 1))
-            bold = 'class="text" font-weight="700"' if row["kind"] == "ours" else 'class="text"'
+        end = y + _STEP * len(panel.lines)
+        powers = range(ceil(log10(low)), round(log10(high)) + 1) if logarithmic else ()
+        parts += [line(at(10.0**power), y, end, 'class="grid"') for power in powers]
+        for bar in sorted(panel.lines, key=lambda bar: bar.value):
+            width = max(1.0, round(at(bar.value) - _LEFT, 1))
+            weight = 'class="text" font-weight="700"' if bar.kind == "ours" else 'class="text"'
             middle = y + _STEP / 2 + 4
             box = f'x="{_LEFT}" y="{y + (_STEP - _BAR) / 2}" width="{width}" height="{_BAR}" rx="2"'
             parts += [
-                text(_LEFT - 8, middle, row["contender"], f'{bold} text-anchor="end"'),
-                f'<rect class="{row["kind"]}" {box}/>',
-                text(_LEFT + width + 6, middle, _number(row["ratio"]), bold),
+                text(_LEFT - 8, middle, bar.label, f'{weight} text-anchor="end"'),
+                f'<rect class="{bar.kind}" {box}/>',
+                text(_LEFT + width + 6, middle, number(bar.value) + unit, weight),
             ]
-            if row["kind"] == "ours" and case["bar"] is not None:
-                parts.append(line(at(case["bar"]), y, y + _STEP, 'class="bar" stroke-width="2" stroke-dasharray="3 2"'))
+            if bar.most is not None:
+                dashes = 'class="bar" stroke-width="2" stroke-dasharray="3 2"'
+                parts.append(line(at(bar.most), y, y + _STEP, dashes))
             y += _STEP
-    height = round(y + 16)
-    return _HEAD.format(width=_WIDTH, height=height) + "\n".join(parts) + "\n</svg>\n"
+    head = _HEAD.format(width=_WIDTH, height=round(y + 16), title=escape(title, quote=True))
+    return head + "\n".join(parts) + "\n</svg>\n"
 
 
-def _number(ratio: float) -> str:
-    return f"{ratio:.1f}x" if ratio < 10 else f"{ratio:,.0f}x"
+def number(value: float) -> str:
+    """Write a value with two or three digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

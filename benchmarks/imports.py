@@ -18,6 +18,9 @@ _MODULES = (
     ("cachetools_async", "peer"),
     ("cashews", "peer"),
     ("aiocache", "peer"),
+    ("cachebox", "peer"),
+    ("theine", "peer"),
+    ("fastapi_cache", "peer"),
 )
 _PROGRAM = "import time; start = time.perf_counter(); import {}; print(time.perf_counter() - start)"
 

@@ -10,22 +10,37 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe"]
+__all__ = ["describe", "now", "versions"]
 
-_PACKAGES = ("acache", "aiocache", "anyio", "async-lru", "cachetools", "cachetools-async", "cashews", "msgspec")
+_PACKAGES = (
+    "acache", "aiocache", "anyio", "async-lru", "cachebox", "cachetools", "cachetools-async", "cashews",
+    "fastapi-cache2", "msgspec", "theine", "uvloop",
+)  # fmt: skip
 
 
 def describe() -> dict[str, Any]:
-    """Describe processor, Python and package versions, and say when."""
+    """Describe processor, kernel, Python and package versions."""
+    kernel = platform.release().partition("-")[0]  # what follows is a builder's own
     return {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": _cpu(),
         "cores": os.cpu_count(),
-        "system": f"{platform.system()} {platform.machine()}",
+        "system": f"{platform.system()} {kernel} {platform.machine()}",
         "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
-        "event_loop": "asyncio",
-        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "packages": versions(_PACKAGES),
     }
+
+
+def now() -> dict[str, Any]:
+    """Say when, and how busy the machine was already: other work makes every number worse, and ratios unsteady."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+    }
+
+
+def versions(packages: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those that are installed."""
+    return {name: found for name in packages if (found := _version(name)) is not None}
 
 
 def _version(name: str) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 from cases import Case, items_of
 from contenders import BASE, Contender, Operation
 
-__all__ = ["Effort", "Row", "time_case"]
+__all__ = ["Effort", "Row", "compile_sample", "time_case"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Row:
     def result(self, base: Row) -> dict[str, Any]:
         """Return what goes into the JSON file."""
         ratios = [mine / other for mine, other in zip(self.samples, base.samples, strict=True)]
-        low, _, high = quantiles(ratios, n=4)
+        low, _, high = quantiles(ratios, n=4, method="inclusive")
         return {
             "contender": self.contender.name,
             "kind": self.contender.kind,
@@ -61,7 +61,7 @@ async def sample(items, {names}):
 """
 
 
-def _compile(operation: Operation) -> Callable[[Iterator[Any]], Awaitable[float]]:
+def compile_sample(operation: Operation) -> Callable[[Iterator[Any]], Awaitable[float]]:
     """Write the loop around a statement, its names as local variables.
 
     A sample ends with a turn of the event loop, so that what a library leaves to the loop is on its own account.
@@ -102,7 +102,7 @@ async def time_case(case: Case, contenders: list[Contender], effort: Effort) -> 
         operation = None if contender.prepare is None else await contender.prepare(case)
         if operation is not None:
             row = Row(contender, operation.statement)
-            entrants.append(_Entrant(row, operation, _compile(operation), items_of(case)[0]))
+            entrants.append(_Entrant(row, operation, compile_sample(operation), items_of(case)[0]))
     for entrant in entrants:
         await entrant.calibrate(case, effort.sample)
     # The collector stays on, for its work is part of what a library costs; what was built so far is out of its sight.

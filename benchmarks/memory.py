@@ -29,15 +29,11 @@ def memory_of(contender: Contender, entries: int) -> dict[str, Any]:
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
+    row = {"contender": contender.name, "kind": contender.kind, "entries": entries}
     if done.returncode:
-        raise RuntimeError(done.stderr)
+        return {**row, "failed": (done.stderr.strip().splitlines() or ["it was killed"])[-1]}
     growth: int = json.loads(done.stdout)
-    return {
-        "contender": contender.name,
-        "kind": contender.kind,
-        "entries": entries,
-        "bytes_per_entry": round(growth / entries, 1),
-    }
+    return {**row, "bytes_per_entry": round(growth / entries, 1)}
 
 
 def _resident() -> int:

@@ -1,6 +1,7 @@
-"""Measure acache beside other caches: ``python benchmarks/run.py``.
+"""Measure acache beside other caches and clients: ``python benchmarks/run.py``.
 
-Prints tables of ratios, saves them as JSON, and after a full run writes docs/benchmarks.md and docs/benchmarks.svg.
+Each section prints its tables as it is done.  A full run, or ``--publish``, puts the sections into
+benchmarks/results/latest.json and writes docs/benchmarks.md and its pictures from that file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,81 +20,223 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
+import growth  # noqa: E402
 import report  # noqa: E402
-from backends import compare_backends  # noqa: E402
+import tags  # noqa: E402
+from backends import compare, server_of  # noqa: E402
 from cases import CASES  # noqa: E402
-from contenders import contenders  # noqa: E402
+from contenders import SHARED_FUTURE, Contender, contenders  # noqa: E402
+from engines import Workload, engines  # noqa: E402
 from imports import import_times  # noqa: E402
-from machine import describe  # noqa: E402
+from machine import describe, now  # noqa: E402
 from measure import Effort, time_case  # noqa: E402
 from memory import memory_of  # noqa: E402
 from stampede import stampedes  # noqa: E402
 
-LATEST = ROOT / "benchmarks" / "results" / "latest.json"
-QUICK = LATEST.with_name("quick.json")
-OTHERS = ("stampede", "memory", "import", "backends")
+__all__ = ["EFFORTS", "SECTIONS", "measure", "smoke"]
+
+RESULTS = ROOT / "benchmarks" / "results"
+LATEST = RESULTS / "latest.json"
+HTML = ROOT / "benchmarks" / "report.html"
+
+
+@dataclass(frozen=True)
+class Work:
+    """How much is measured."""
+
+    name: str
+    near: Effort
+    far: Effort
+    stampedes: int
+    entries: tuple[int, ...]
+    """For the memory of each entry."""
+    growth: tuple[int, ...]
+    tags: tuple[int, ...]
+    imports: int
+    budget: float
+    """Seconds that one contender may take to fill a cache, or to show one size."""
+    callers: int = 10_000
+    most_bytes: int = 1_000_000_000
+    """Of values under way at the same time."""
+
+
+EFFORTS = {
+    "full": Work(
+        "full", Effort(40, 0.004), Effort(11, 0.025), 5, (100_000, 1_000_000), growth.SIZES, tags.SIZES, 9, 60
+    ),
+    "quick": Work(
+        "quick",
+        Effort(9, 0.002),
+        Effort(3, 0.008),
+        2,
+        (100_000,),
+        growth.SIZES[:2],
+        tags.SIZES[:2],
+        3,
+        10,
+        most_bytes=1_000_000,
+    ),
+    "tiny": Work("tiny", Effort(2, 0.0001), Effort(2, 0.0005), 1, (100,), (100,), (10,), 1, 5, callers=20),
+}
+
+
+def _hits(work: Work) -> dict[str, Any]:
+    entering, missing = contenders()
+    cases = [
+        {"name": case.name, "title": case.title, "bar": case.bar}
+        | {"rows": asyncio.run(time_case(case, entering, work.near))}
+        for case in CASES
+    ]
+    how = {contender.name: contender.how for contender in entering}
+    return {"rounds": work.near.rounds, "contenders": how, "cases": cases, "missing": missing}
+
+
+def _stampede(work: Work) -> dict[str, Any]:
+    return {"rows": asyncio.run(stampedes(contenders()[0], work.stampedes, work.callers))}
+
+
+def _memory(work: Work) -> dict[str, Any]:
+    filling = [contender for contender in contenders()[0] if contender.fill is not None]
+    return {"rows": [memory_of(contender, size) for size in work.entries for contender in filling]}
+
+
+def _growth(work: Work) -> dict[str, Any]:
+    growing = [contender for contender in contenders()[0] if growth.grows(contender)]
+    return {"rows": [growth.growth_of(contender, work.growth, work.budget) for contender in growing]}
+
+
+def _tags(work: Work) -> dict[str, Any]:
+    return {"rows": asyncio.run(tags.tag_costs(work.tags, 3, work.budget / 4))}
+
+
+def _import(work: Work) -> dict[str, Any]:
+    return {"rows": import_times(work.imports)}
+
+
+def _far(name: str, work: Work) -> dict[str, Any]:
+    found, missing = engines()
+    engine = next((engine for engine in found if engine.section == name), None)
+    url, why = server_of(engine) if engine is not None else ("", "; ".join(missing.values()))
+    if engine is None or why is not None:
+        return {"engine": engine.name if engine else name, "cases": [], "missing": {"all of it": why}}
+    workloads = [workload for workload in engine.workloads if workload.size * workload.tasks <= work.most_bytes]
+    return {"rounds": work.far.rounds, **compare(engine, url, work.far, workloads=workloads)}
+
+
+SECTIONS: dict[str, Callable[[Work], dict[str, Any]]] = {
+    "hits": _hits,
+    "stampede": _stampede,
+    "memory": _memory,
+    "growth": _growth,
+    "tags": _tags,
+    "import": _import,
+    **{name: partial(_far, name) for name in ("redis", "memcached", "files", "mongodb", "dynamodb")},
+}
+
+
+def measure(
+    sections: list[str], work: Work, *, done: Callable[[dict[str, Any]], object] = lambda _: None
+) -> dict[str, Any]:
+    """Measure sections one after the other, print each, and tell what there is so far."""
+    results: dict[str, Any] = {"machine": describe(), "sections": {}}
+    for name in sections:
+        start, when = perf_counter(), now()
+        section = {**when, "effort": work.name, **SECTIONS[name](work)}
+        section["seconds"] = round(perf_counter() - start, 1)
+        results["sections"][name] = section
+        print(report.section_text(name, section), flush=True)
+        print(f"\n{name}: {section['seconds']:.0f} s", flush=True)
+        done(results)
+    return results
+
+
+def smoke() -> dict[str, Any]:
+    """Measure what has a bar, acache and the base it is held against, and little else."""
+    results: dict[str, Any] = {"machine": describe(), "sections": {}}
+    sections = results["sections"]
+    entering = [contender for contender in contenders()[0] if contender.kind != "peer"]
+    named = ("get", "set", "evict", "call-1", "call-1-b2", "call-method")
+    sections["hits"] = {
+        "cases": [
+            {"title": case.title, "bar": case.bar, "rows": asyncio.run(time_case(case, entering, Effort(15, 0.003)))}
+            for case in CASES
+            if case.name in named
+        ]
+    }
+    racing = [contender for contender in entering if contender.kind == "ours" or contender is SHARED_FUTURE]
+    sections["stampede"] = {"rows": asyncio.run(stampedes(racing, 5))}
+    sections["memory"] = {"rows": [memory_of(_ours(entering), 1_000_000)]}
+    for engine in engines()[0]:
+        url, why = server_of(engine)
+        if engine.section != "redis" or why is not None:
+            continue
+        held = {engine.sides[0].name} | {bar.side for bar in engine.bars}
+        held |= {side.name for side in engine.sides if side.beside is not None}
+        workloads = list(dict.fromkeys([*(bar.workload for bar in engine.bars), *_UVLOOP]))
+        sections["redis"] = compare(engine, url, Effort(7, 0.03), workloads=workloads, sides=held)
+    return results
+
+
+_UVLOOP = [Workload("set"), Workload("set", 100, 100_000), Workload("mixed", 100), Workload("get_many", 10)]
+"""Rows without a bar of their own in which uvloop is looked at as well."""
+
+
+def _ours(entering: list[Contender]) -> Contender:
+    return next(contender for contender in entering if contender.kind == "ours")
+
+
+def publish(results: dict[str, Any]) -> None:
+    """Put the sections into latest.json, beside those of earlier runs on the same machine, and write the docs."""
+    if LATEST.exists():
+        known = json.loads(LATEST.read_text())
+        if known["machine"] == results["machine"]:
+            results = {**results, "sections": {**known["sections"], **results["sections"]}}
+    sections = {name: results["sections"][name] for name in SECTIONS if name in results["sections"]}
+    results = {**results, "sections": sections}
+    LATEST.write_text(json.dumps(results, indent=1) + "\n")
+    report.write_docs(results, ROOT / "docs")
 
 
 def main() -> None:
     """Read the command line, measure, report."""
-    names = [case.name for case in CASES]
     parser = argparse.ArgumentParser(prog="python benchmarks/run.py", description="Measure acache beside other caches.")
+    parser.add_argument("--quick", action="store_true", help="few and short rounds: a rough picture")
     parser.add_argument(
-        "--quick", action="store_true", help="a rough picture in half a minute; the docs stay as they are"
+        "--only", nargs="+", metavar="SECTION", help=f"some sections, by name or beginning: {', '.join(SECTIONS)}"
     )
     parser.add_argument(
-        "--only", nargs="+", metavar="PART", help=f"some parts, by name or beginning: {', '.join((*names, *OTHERS))}"
+        "--publish", action="store_true", help="into latest.json and the docs; implied unless --quick or --only"
     )
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results/)")
-    parser.add_argument("--report", action="store_true", help="measure nothing: write the docs from the last full run")
+    parser.add_argument("--smoke", action="store_true", help="the bars only, in two minutes; always succeeds")
+    parser.add_argument("--report", action="store_true", help="measure nothing: write docs and HTML from latest.json")
     options = parser.parse_args()
     if options.report:
-        report.write_docs(json.loads(LATEST.read_text()), ROOT / "docs")
-        return
-    wanted = [part for part in (*names, *OTHERS) if not options.only or part.startswith(tuple(options.only))]
-    if not wanted:
-        parser.error(f"--only: there are {', '.join((*names, *OTHERS))}")
-    start = perf_counter()
-    results = asyncio.run(_measure(wanted, quick=options.quick))
-    results["seconds"] = round(perf_counter() - start)
-    full = not options.quick and not options.only
-    out: Path = options.out or (LATEST if full else QUICK)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{results['seconds']} s; saved in {out.relative_to(ROOT) if out.is_relative_to(ROOT) else out}")
-    if full and options.out is None:
+        results = json.loads(LATEST.read_text())
         report.write_docs(results, ROOT / "docs")
-        print("docs/benchmarks.md and docs/benchmarks.svg are new")
-
-
-async def _measure(wanted: list[str], *, quick: bool) -> dict[str, Any]:
-    entering, missing = contenders()
-    for name in missing:
-        print(f"{name} is not installed: left out")
-    effort = Effort(rounds=15, sample=0.002) if quick else Effort(rounds=60, sample=0.004)
-    how = {contender.name: contender.how for contender in entering}
-    results: dict[str, Any] = {"machine": describe(), "rounds": effort.rounds, "quick": quick, "contenders": how}
-    results["cases"] = {}
-    for case in CASES:
-        if case.name in wanted:
-            rows = await time_case(case, entering, effort)
-            results["cases"][case.name] = {"title": case.title, "bar": case.bar, "rows": rows}
-            print(report.case_text(results["cases"][case.name]), flush=True)
-    if "stampede" in wanted:
-        results["stampede"] = await stampedes(entering, 1 if quick else 5)
-        print(report.stampede_text(results["stampede"]), flush=True)
-    if "memory" in wanted:
-        sizes = (100_000,) if quick else (100_000, 1_000_000)
-        filling = [contender for contender in entering if contender.fill is not None]
-        results["memory"] = [memory_of(contender, size) for size in sizes for contender in filling]
-        print(report.memory_text(results["memory"]), flush=True)
-    if "import" in wanted:
-        results["import"] = import_times(3 if quick else 9)
-        print(report.import_text(results["import"]), flush=True)
-    if "backends" in wanted:
-        results["backends"] = await compare_backends(7 if quick else 31, 0.03 if quick else 0.06)
-        print(report.backends_text(results["backends"]), flush=True)
-    return results
+        report.write_html(results, HTML)
+        return
+    if options.smoke:
+        start, load = perf_counter(), now()["load"]
+        results = smoke()
+        print(report.verdict_text(results))
+        if "redis" not in results["sections"]:
+            print("  Redis: not measured: ACACHE_REDIS_URL is not set, or the redis package is not installed")
+        print(f"\n{perf_counter() - start:.0f} s; load average before: {load}")
+        return
+    wanted = [name for name in SECTIONS if not options.only or name.startswith(tuple(options.only))]
+    if not wanted:
+        parser.error(f"--only: there are {', '.join(SECTIONS)}")
+    start = perf_counter()
+    publishing = options.publish or not (options.quick or options.only)
+    done = publish if publishing else lambda _: None
+    results = measure(wanted, EFFORTS["quick" if options.quick else "full"], done=done)
+    print(f"\nagainst the bars\n{report.verdict_text(results)}\n\n{perf_counter() - start:.0f} s")
+    if publishing:
+        print("benchmarks/results/latest.json, docs/benchmarks.md and its pictures are new")
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "last.json").write_text(json.dumps(results, indent=1) + "\n")
+    report.write_html(results, HTML)
+    print(f"all of it: {HTML.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

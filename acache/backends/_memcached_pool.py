@@ -200,8 +200,11 @@ class Pool:
         return [connection for connection in [*self._connections] if connection.close()]
 
     async def aclose(self) -> None:
-        """Close the connections, and see the idle ones closed: those on which nobody waits for an answer."""
-        for connection in self.close():
+        """Close the connections, and see them closed: those in use, or being opened, once they are not any more."""
+        self.close()
+        async with self._connecting:  # what is being opened has its place among the connections then
+            connections = [*self._connections]
+        for connection in connections:
             await connection.ended
 
 

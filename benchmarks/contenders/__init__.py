@@ -9,16 +9,26 @@ from .plain import BASE, SHARED_FUTURE
 
 __all__ = ["BASE", "SHARED_FUTURE", "Contender", "Operation", "contenders"]
 
-_FILES = ("plain", "acache", "async_lru", "cachetools_async", "cashews", "aiocache")
+_FILES = (
+    "plain",
+    "acache",
+    "async_lru",
+    "cachetools_async",
+    "cashews",
+    "aiocache",
+    "cachebox",
+    "theine",
+    "fastapi_cache",
+)
 
 
-def contenders() -> tuple[list[Contender], list[str]]:
-    """Return every contender, and the libraries that are missing."""
+def contenders() -> tuple[list[Contender], dict[str, str]]:
+    """Return every contender, and why the others are missing."""
     found: list[Contender] = []
-    missing: list[str] = []
+    missing: dict[str, str] = {}
     for file in _FILES:
         try:
             found += import_module(f"contenders.{file}").contenders()
-        except ModuleNotFoundError as error:
-            missing.append(error.name or file)
+        except ImportError as error:
+            missing[file.replace("_", "-")] = f"{error.name} is not installed" if error.name else str(error)
     return found, missing

@@ -28,7 +28,9 @@ async def _prepare(case: Case) -> Operation | None:
     if case.kind == "call":
         cache = Cache(memory=CAPACITY, policy=Policy(ttl=TTL))
         return decorated(case, cache.cached(), cache.cached(ignore=("self",)))
-    cache = Cache(memory=CAPACITY, namespace="bench" if case.name == "get-namespace" else "", policy=Policy(ttl=TTL))
+    cache = Cache(
+        memory=case.capacity, namespace="bench" if case.name == "get-namespace" else "", policy=Policy(ttl=TTL)
+    )
     for key in KEYS:
         await cache.set(key, VALUE)
     return Operation(_STATEMENTS[case.kind], {"cache": cache, "VALUE": VALUE, "load": _load}, cache.aclose)

@@ -25,17 +25,17 @@ async def _load() -> str:
     return VALUE
 
 
-def _facade() -> cashews.Cache:
+def _facade(capacity: int = CAPACITY) -> cashews.Cache:
     # Its sweep over all keys, once a second, would run inside the time of whichever contender lets the loop turn.
     cache = cashews.Cache()
-    cache.setup("mem://", size=CAPACITY, check_interval=0)
+    cache.setup("mem://", size=capacity, check_interval=0)
     return cache
 
 
 async def _prepare(case: Case, *, bare: bool) -> Operation | None:
     if case.name == "get-namespace" or (bare and case.kind in ("call", "load")):
         return None
-    cache: Any = Memory(size=CAPACITY, check_interval=0) if bare else _facade()
+    cache: Any = Memory(size=case.capacity, check_interval=0) if bare else _facade(case.capacity)
     await cache.init()
     if case.kind == "call":
         return decorated(case, cache(ttl=TTL), cache(ttl=TTL, key="method:{a}:{b}"))

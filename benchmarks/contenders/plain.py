@@ -70,7 +70,7 @@ async def _dict(case: Case) -> Operation | None:
 
 
 async def _lru(case: Case) -> Operation | None:
-    return None if case.kind == "call" else await _keyed(case, LruCache())
+    return None if case.kind == "call" else await _keyed(case, LruCache(case.capacity))
 
 
 async def _keyed(case: Case, cache: DictCache | LruCache) -> Operation | None:

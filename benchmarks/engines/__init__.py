@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from .base import Engine, Side
+from .base import Bar, Calls, Engine, Side, Workload
 
-__all__ = ["Engine", "Side", "engines"]
+__all__ = ["Bar", "Calls", "Engine", "Side", "Workload", "engines"]
 
-_FILES = ("redis", "memcached", "mongodb", "file")
+_FILES = ("redis", "memcached", "file", "mongodb", "dynamodb")
 
 
 def engines() -> tuple[list[Engine], dict[str, str]]:
@@ -19,5 +19,5 @@ def engines() -> tuple[list[Engine], dict[str, str]]:
         try:
             found += import_module(f"engines.{file}").engines()
         except ImportError as error:
-            missing[file] = f"{error.name or error} is not installed"
+            missing[file] = f"{error.name} is not installed" if error.name else str(error)
     return found, missing

@@ -750,15 +750,17 @@ async def test_a_pool_is_bounded_and_lazy(memcached_url: str, key: str):
 
 
 async def test_closing_lets_running_calls_finish(memcached_url: str, key: str):
-    """They get their answers, and their connections close after that."""
+    """They get their answers, their connections close after that, and then closing is done."""
     async with Proxy(memcached_url) as proxy, opened(proxy.url) as backend:
         await backend.set(key, b"v", ttl=60)
         proxy.hold()
         task = asyncio.ensure_future(backend.get(key))
         await proxy.held.wait()
-        await backend.aclose()
+        closing = asyncio.ensure_future(backend.aclose())
+        await asyncio.sleep(0)
         proxy.release()
         assert await task == b"v"
+        await closing
         await proxy.until_open(0)
 
 

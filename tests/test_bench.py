@@ -1,0 +1,242 @@
+"""The benchmarks run, with tiny counts and no server, and the page of the docs is written from the saved numbers."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeAlias
+from xml.etree import ElementTree as ET
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "benchmarks.md"
+TIMED = {"get", "get-1000", "get-namespace", "get-or-load", "set", "set-1000", "evict"}
+TIMED |= {"call-1", "call-1-b2", "call-method", "call-1000"}
+
+Load: TypeAlias = Callable[[str], ModuleType]
+
+
+@pytest.fixture(scope="module")
+def load() -> Iterator[Callable[[str], ModuleType]]:
+    """Import the modules of benchmarks/, which is a folder of scripts and no package."""
+    path, known = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    yield importlib.import_module
+    sys.path[:] = path
+    for name in set(sys.modules) - known:
+        if "benchmarks" in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def latest() -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / "latest.json").read_text())
+
+
+def ours(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["kind"] == "ours"]
+
+
+async def test_every_near_case_times_acache_and_the_base(load: Load) -> None:
+    """Each operation runs, and the base has the ratio one."""
+    measure, cases = load("measure"), load("cases")
+    contenders = load("contenders")
+    entering = [contenders.BASE, *load("contenders.acache").contenders()]
+    assert {case.name for case in cases.CASES} == TIMED
+    for case in cases.CASES:
+        base, acache = await measure.time_case(case, entering, measure.Effort(2, 0.0001))
+        assert (base["kind"], base["ratio"]) == ("reference", 1.0)
+        assert acache["kind"] == "ours"
+        assert acache["ns"] > 0
+
+
+async def test_a_stampede_counts_the_loads_of_everybody(load: Load) -> None:
+    """One load for single-flight, one for each caller without."""
+    contenders = load("contenders")
+
+    def without(load_number: Any) -> Any:
+        return load_number
+
+    naive = contenders.Contender("naive", None, "", load_once=without)
+    racing = [contenders.SHARED_FUTURE, naive, *load("contenders.acache").contenders()]
+    rows = await load("stampede").stampedes(racing, 1, 7)
+    assert {row["contender"]: row["loads"] for row in rows} == {
+        "one shared future": 1,
+        "naive": 7,
+        "acache": 1,
+        "acache, decorated": 1,
+    }
+
+
+def test_memory_growth_and_tags_are_measured_in_small(load: Load) -> None:
+    """Each row has a number for each size."""
+    acache, _ = load("contenders.acache").contenders()
+    assert load("memory").memory_of(acache, 1_000)["entries"] == 1_000
+    grown = load("growth").growth_of(acache, (100, 1_000), 60.0)
+    assert [point["entries"] for point in grown["points"]] == [100, 1_000]
+    assert all(point["get_ns"] > 0 and point["set_ns"] > 0 for point in grown["points"])
+
+
+async def test_a_tag_costs_what_the_page_says_it_is(load: Load) -> None:
+    """acache is measured at each size; a library that is not there is named with the reason."""
+    rows = await load("tags").tag_costs((10, 20), 1, 60.0)
+    assert [point["entries"] for point in ours(rows)[0]["points"]] == [10, 20]
+    assert all(row["points"] or row["failed"] for row in rows)
+
+
+def test_an_engine_without_a_server_is_measured(load: Load) -> None:
+    """Files: ratios to the first side, and a reason for every side that is missing."""
+    backends, engines, measure = load("backends"), load("engines"), load("measure")
+    (engine,) = load("engines.file").engines()
+    few = [engines.Workload("get"), engines.Workload("set", 3)]
+    result = backends.compare(engine, "", measure.Effort(2, 0.0005), workloads=few)
+    assert [case["title"] for case in result["cases"]] == [f"Files: {workload.title}" for workload in few]
+    for case in result["cases"]:
+        assert not case["failed"]
+        assert case["rows"][0]["wall"]["ratio"] == 1.0
+        assert [row["contender"] for row in ours(case["rows"])] == ["FileBackend"]
+    named = {row["contender"] for row in result["cases"][0]["rows"]} | set(result["missing"])
+    assert {side.name for side in engine.sides} <= named
+
+
+def test_a_side_that_fails_is_named_and_the_others_are_measured(load: Load) -> None:
+    """At the opening and in the middle: the reason is in the results."""
+    backends, engines, measure = load("backends"), load("engines"), load("measure")
+
+    @asynccontextmanager
+    async def good(_: str) -> AsyncIterator[Any]:
+        kept: dict[str, bytes] = {}
+
+        async def get(key: str) -> bytes | None:
+            return kept.get(key)
+
+        async def store(key: str, data: bytes) -> None:
+            kept[key] = data
+
+        yield engines.Calls(get, store)
+
+    @asynccontextmanager
+    async def forgetful(_: str) -> AsyncIterator[Any]:
+        async def get(key: str) -> None:
+            return None
+
+        async def store(key: str, data: bytes) -> None:
+            return None
+
+        yield engines.Calls(get, store)
+
+    @asynccontextmanager
+    async def closed(url: str) -> AsyncIterator[Any]:
+        if not url:
+            raise ConnectionError("no way in")
+        yield
+
+    @asynccontextmanager
+    async def absent(url: str) -> AsyncIterator[Any]:
+        if not url:
+            raise ModuleNotFoundError(name="cachette")
+        yield
+
+    sides = [
+        engines.Side("good", "", good, "reference"),
+        engines.Side("forgetful", "", forgetful),
+        engines.Side("closed", "", closed),
+        engines.Side("absent", "", absent),
+    ]
+    engine = engines.Engine("Engine", "engine", None, sides, [engines.Workload("get")])
+    result = backends.compare(engine, "", measure.Effort(2, 0.0005))
+    (case,) = result["cases"]
+    assert [row["contender"] for row in case["rows"]] == ["good"]
+    assert "does not give back" in case["failed"]["forgetful"]
+    assert "no way in" in result["missing"]["closed"]
+    assert result["missing"]["absent"] == "cachette is not installed"
+
+
+@pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux, which tells a process's time")
+def test_the_time_of_a_server_is_its_own_or_is_not_given(load: Load) -> None:
+    """The process must have a server's name: a number from a container may be another process here."""
+    backends, engines, measure = load("backends"), load("engines"), load("measure")
+    (files,) = load("engines.file").engines()
+    me = Path("/proc/self/comm").read_text().strip()
+    for named, told in ((me, True), ("redis-server", False)):
+        engine = engines.Engine(
+            "Engine", "engine", "service", files.sides[:1], [], pid=lambda _: os.getpid(), processes=(named,)
+        )
+        result = backends.compare(engine, "", measure.Effort(2, 0.0005), workloads=[engines.Workload("get")])
+        (row,) = result["cases"][0]["rows"]
+        assert ("server" in row) is told
+        assert ("processor time of the server" in result["missing"]) is not told
+
+
+def test_a_bar_is_ok_short_or_not_measured(load: Load) -> None:
+    """At the bar is still ok."""
+    verdict = load("bars").Verdict
+    assert [verdict("", value, 0.12, "").word for value in (0.12, 0.121, None)] == ["ok", "short", "not measured"]
+
+
+def test_every_bar_of_a_server_belongs_to_something_that_is_measured(load: Load) -> None:
+    """A bar names a side and a workload of its engine: none is lost by a slip of the pen."""
+    found, _ = load("engines").engines()
+    assert {"Redis", "Files"} <= {engine.name for engine in found}
+    for engine in found:
+        for bar in engine.bars:
+            assert bar.workload in engine.workloads, engine.name
+            assert bar.side in {side.name for side in engine.sides}, engine.name
+
+
+def test_the_page_is_written_from_the_saved_numbers(load: Load, tmp_path: Path) -> None:
+    """docs/benchmarks.md and its pictures are what the report makes of latest.json, to the letter."""
+    load("report").write_docs(latest(), tmp_path)
+    assert (tmp_path / "benchmarks.md").read_text() == PAGE.read_text()
+    pictures = {path.name: path.read_text() for path in (tmp_path / "benchmarks").iterdir()}
+    assert pictures == {path.name: path.read_text() for path in (ROOT / "docs" / "benchmarks").iterdir()}
+    assert set(re.findall(r"\(benchmarks/([\w-]+\.svg)\)", PAGE.read_text())) == set(pictures)
+
+
+def test_a_changed_number_changes_the_page(load: Load) -> None:
+    """The tables hold the numbers of the file and no others."""
+    report, results = load("report"), latest()
+    row = ours(results["sections"]["hits"]["cases"][0]["rows"])[0]
+    row["ns"] = 123_456_789
+    assert "123,456,789" in load("render").to_markdown(report.page(results), "benchmarks")
+
+
+def test_a_peer_that_is_ahead_is_named(load: Load) -> None:
+    """The list is made of the numbers: make a peer the fastest, and it is in it."""
+    report, results = load("report"), latest()
+    case = results["sections"]["hits"]["cases"][0]
+    peer = next(row for row in case["rows"] if row["kind"] == "peer")
+    for ratio, expected in ((0.001, True), (1e9, False)):
+        peer["ratio"] = ratio
+        listed = [row for row in report.ahead(results).rows if row[0] == case["title"]]
+        assert any(cells[1].startswith(peer["contender"] + " ") for cells in listed) is expected
+
+
+def test_pictures_are_well_formed_and_follow_the_page_into_the_dark() -> None:
+    """Each is XML with a style for dark pages and loads nothing."""
+    pictures = list((ROOT / "docs" / "benchmarks").glob("*.svg"))
+    assert pictures
+    for picture in pictures:
+        text = picture.read_text()
+        ET.fromstring(text)  # noqa: S314 - a file of ours
+        assert "prefers-color-scheme: dark" in text
+        assert not re.search(r"href|url\(|<script", text)
+
+
+def test_the_html_report_is_one_file_with_every_table_and_picture(load: Load, tmp_path: Path) -> None:
+    """Nothing is fetched, and nothing of the page is missing."""
+    report, render = load("report"), load("render")
+    results = latest()
+    report.write_html(results, tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text()
+    blocks = report.page(results)
+    assert text.count("<table>") == sum(isinstance(block, render.Table) for block in blocks)
+    assert text.count("<svg") == sum(isinstance(block, render.Chart) for block in blocks)
+    assert not re.search(r"src=|<script|<link", text)
