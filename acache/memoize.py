@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, update_wrapper
@@ -187,7 +188,7 @@ class _Behind:
         self._type: Final = rules.type if rules.type is not None else _return_type(function)
 
     async def load(self, name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
-        key = self.binder.key_of(arguments, call)
+        key = self.binder.key_of(arguments)
         value = await self.hooks.resolve(self._load(key, arguments, call))
         if self.hooks.space is not None:
             self._shorten(self.hooks.space, key, name, self.binder.key_values(arguments))
@@ -206,14 +207,14 @@ class _Behind:
                 space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values))
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
-        return self.binder.key_of(*self.binder.bind_key(args, kwargs))
+        return self.binder.key_of(self.binder.bind_key(args, kwargs))
 
     async def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         return await self.hooks.delete(self.key(*args, **kwargs))
 
     async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         arguments, call = self.binder.bind_all(args, kwargs), partial(self.function, *args, **kwargs)
-        return await self.hooks.reload(self._load(self.binder.key_of(arguments, call), arguments, call))
+        return await self.hooks.reload(self._load(self.binder.key_of(arguments), arguments, call))
 
     async def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
         return await self.function(*args, **kwargs)
@@ -222,8 +223,8 @@ class _Behind:
         return self.hooks.peek(self.key(*args, **kwargs))
 
     async def set(self, result: Any, /, *args: Any, **kwargs: Any) -> None:
-        arguments, call = self.binder.bind_key(args, kwargs)
-        key = self.binder.key_of(arguments, call)
+        arguments = self.binder.bind_key(args, kwargs)
+        key = self.binder.key_of(arguments)
         await self.hooks.store(key, result, self._rules.policy, self.binder.tags(arguments))
 
     def stats(self) -> Stats:
@@ -254,11 +255,15 @@ def _check(function: Any) -> None:
     raise ConfigurationError(msg)
 
 
-def _return_type(function: Any) -> Any:
+def _type_hints(function: Any) -> dict[str, Any]:
     try:
-        annotation = typing.get_type_hints(function).get("return")
+        return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
-        return None
+        return {}
+
+
+def _return_type(function: Any) -> Any:
+    annotation = _type_hints(function).get("return")
     return None if annotation in (Any, type(None)) or isinstance(annotation, TypeVar) else annotation
 
 
@@ -280,7 +285,7 @@ class _Binder:
         self._key_signature: Final = inspect.Signature(kept)
         self.key_names: Final = [parameter.name for parameter in kept]
         self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
-        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
+        annotations = {name: parameter.annotation for name, parameter in parameters.items()} | _type_hints(function)
         self._prefix: Final = key_prefix(function, rules.version)
         self._made: Final = rules.key if callable(rules.key) else None
         self._template: Template | None = None
@@ -312,13 +317,14 @@ class _Binder:
         """Return the arguments that make the key, in their order."""
         return [arguments[name] for name in self.key_names]
 
-    def key_of(self, arguments: Mapping[str, Any], call: partial[Any]) -> str:
+    def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
         if self._template is not None:
             return check_key(self._template(arguments) + self._version)
-        if self._made is not None:
-            return check_key(self._made(*call.args, **call.keywords)) + self._version
         kept = {name: arguments[name] for name in self.key_names}
+        if self._made is not None:
+            bound = inspect.BoundArguments(self._key_signature, OrderedDict(kept))
+            return check_key(self._made(*bound.args, **bound.kwargs)) + self._version
         return f"{self._prefix}({arguments_text(kept, self._owner)})"
 
     def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
@@ -329,12 +335,9 @@ class _Binder:
         """Bind a whole call."""
         return _bind(self.signature, args, kwargs, self._owner)
 
-    def bind_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], partial[Any]]:
+    def bind_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Bind the arguments that make the key; those of ``ignore`` are not among them."""
-        return _bind(self._key_signature, args, kwargs, self._owner), partial(_nothing, *args, **kwargs)
-
-
-def _nothing(*_: object, **__: object) -> None: ...
+        return _bind(self._key_signature, args, kwargs, self._owner)
 
 
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], owner: str) -> dict[str, Any]:

@@ -730,9 +730,9 @@ async def test_a_template_keeps_types_and_texts_apart(cache: Cache):
 
 
 async def test_a_key_function_makes_the_key(cache: Cache, calls: Calls):
-    """It gets the arguments as the caller wrote them."""
+    """It gets the arguments, the defaults among them."""
 
-    @cache.cached(key=lambda x, y=0: f"custom:{x + y}")
+    @cache.cached(key=lambda x, y: f"custom:{x + y}")
     async def add(x: int, y: int = 0) -> Any:
         return calls((x, y))
 
@@ -741,6 +741,20 @@ async def test_a_key_function_makes_the_key(cache: Cache, calls: Calls):
     assert add.key(3) == "custom:3"
     assert await cache.get("custom:3") == (1, 2)
     assert calls == [(1, 2)]
+
+
+async def test_a_key_function_does_not_get_what_is_ignored(cache: Cache, calls: Calls):
+    """Neither from a call nor from a helper, so that both make one key."""
+
+    @cache.cached(key=lambda *args, **kwargs: repr((args, kwargs)), ignore=("session",))
+    async def f(x: int, /, session: Any, *rest: int, y: int = 5, **more: int) -> Any:
+        return calls(x)
+
+    assert await f(1, object(), 2, z=3) == 1
+    assert f.key(1, 2, z=3) == "((1, 2), {'y': 5, 'z': 3})"
+    assert await cache.get(f.key(1, 2, z=3)) == 1
+    assert await f(1, object(), 2, y=5, z=3) == 1
+    assert calls == [1]
 
 
 async def test_a_key_function_that_raises_reaches_the_caller(cache: Cache, calls: Calls):
