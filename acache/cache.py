@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from .backends.base import Backend
 from .backends.urls import open_backend
@@ -23,7 +23,7 @@ from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
 from .inputs import check_delta, check_loader, check_parts, refuse_lease, several, tag_names
 from .keys import check_key, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
-from .memoize import CachedFunction, Hooks, Rules, build, key_prefix
+from .memoize import CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker, Seen
@@ -39,6 +39,22 @@ D = TypeVar("D")
 Ttl = Seconds | Default | None
 
 _GRACE: Final = 1.0
+
+
+class FunctionRules(TypedDict, total=False):
+    """The rules of one function; `Cache.cached` says what they mean."""
+
+    ttl: Ttl
+    key: str | Callable[..., str] | None
+    tags: Iterable[str]
+    ignore: Iterable[str]
+    version: str | int | None
+    condition: Callable[[Any], bool] | None
+    negative_ttl: Seconds | Default | None
+    stale_while_revalidate: Seconds | Default
+    stale_if_error: Seconds | Default
+    type: Any
+    policy: Policy | None
 
 
 class Cache:
@@ -875,6 +891,15 @@ class Cache:
 
     # Decorating -----------------------------------------------------------------------------------------------------
 
+    @overload
+    def cached(
+        self, function: None = None, /, *, thread: Literal[False] = ..., **rules: Unpack[FunctionRules]
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]: ...
+    @overload
+    def cached(
+        self, function: None = None, /, *, thread: Literal[True], **rules: Unpack[FunctionRules]
+    ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+
     def cached(
         self,
         function: None = None,
@@ -891,7 +916,8 @@ class Cache:
         stale_if_error: Seconds | Default = DEFAULT,
         type: Any = None,
         policy: Policy | None = None,
-    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
+        thread: bool = False,
+    ) -> Callable[[Callable[P, Any]], CachedFunction[P, Any]]:
         """Decorate a coroutine function: its results are cached by its arguments.
 
         ``f(1)``, ``f(user_id=1)`` and the default spelling are one key; ``1``, ``1.0``, ``True`` and ``"1"`` are four.
@@ -910,9 +936,12 @@ class Cache:
             stale_if_error: as for `get_or_load`.
             type: what a far value is decoded as; by default the return annotation.
             policy: replaces the cache's policy for this function; the rules named above win over it.
+            thread: the function is a synchronous one that blocks: call it in a worker thread.  A thread cannot be
+                stopped: one that nobody waits for any more runs to its end, and its result is dropped.
 
         Raises:
-            ConfigurationError: not a coroutine function, or a template or ``ignore`` that names no parameter.
+            ConfigurationError: not a coroutine function (with ``thread=True``: one), or a template or ``ignore`` that
+                names no parameter.
         """
         if function is not None:
             msg = "write @cache.cached() with parentheses: the rules go there"
@@ -920,15 +949,25 @@ class Cache:
         plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         if negative_ttl is not DEFAULT:
             plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
-        rules = Rules(policy=plan, key=key, tags=tags, ignore=ignore, version=version, condition=condition, type=type)
+        rules = Rules(
+            policy=plan,
+            key=key,
+            tags=tags,
+            ignore=ignore,
+            version=version,
+            condition=condition,
+            type=type,
+            thread=thread,
+        )
 
-        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> CachedFunction[P, R]:
+        def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
+            check_function(function, thread=thread)
             return build(function, rules, self._hooks(function, rules))
 
         return decorate
 
     def _hooks(self, function: Any, rules: Rules) -> Hooks:
-        if rules.key is None and hasattr(function, "__qualname__"):
+        if rules.key is None:
             prefix = (self.namespace, key_prefix(function, rules.version))
             if prefix in self._shared.functions and getattr(function, "__closure__", None):
                 msg = (
@@ -943,12 +982,22 @@ class Cache:
             resolve=self._staircase.resolve,
             reload=self._staircase.reload,
             delete=self.delete,
+            delete_tagged=self.invalidate_tags,
+            delete_prefixed=self._delete_prefixed if self._remote is None else None,
             peek=self.peek,
             store=self._store,
             counters=self._counters.part(),
             now=self._now,
             space=space if direct else None,
         )
+
+    def _delete_prefixed(self, prefix: str) -> None:
+        self._tiers.check_open()
+        records = {} if self._scope.space is None else self._scope.space.records
+        for key in [key for key in (*records, *self._running, *self._marks) if key.startswith(prefix)]:
+            self._tiers.forget(key)
+            self._tiers.drop(key)
+        self._notes.invalidated("delete", prefix)
 
     async def _store(self, key: str, value: Any, policy: Policy, tags: tuple[str, ...]) -> None:
         await self.set(key, value, ttl=policy.ttl, tags=tags)
@@ -966,22 +1015,27 @@ class Cache:
         return replace(stats, evictions=memory.evictions, near_entries=memory.entries, near_bytes=memory.bytes)
 
 
+@overload
 def cached(
     function: None = None,
     /,
     *,
-    ttl: Ttl = DEFAULT,
-    max_entries: int = 10_000,
-    key: str | Callable[..., str] | None = None,
-    tags: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    condition: Callable[[Any], bool] | None = None,
-    negative_ttl: Seconds | Default | None = DEFAULT,
-    stale_while_revalidate: Seconds | Default = DEFAULT,
-    stale_if_error: Seconds | Default = DEFAULT,
-    policy: Policy | None = None,
-) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
-    """Decorate a coroutine function with a memory-only cache of its own, of ``max_entries``; see `Cache.cached`.
+    max_entries: int = ...,
+    thread: Literal[False] = ...,
+    **rules: Unpack[FunctionRules],
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]: ...
+@overload
+def cached(
+    function: None = None, /, *, max_entries: int = ..., thread: Literal[True], **rules: Unpack[FunctionRules]
+) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+
+
+def cached(
+    function: None = None, /, *, max_entries: int = 10_000, policy: Policy | None = None, **rules: Any
+) -> Callable[[Callable[P, Any]], CachedFunction[P, Any]]:
+    """Decorate a coroutine function with a memory-only cache of its own, of ``max_entries``.
+
+    The other rules are those of `Cache.cached`.
 
     Raises:
         ConfigurationError: as for `Cache.cached`.
@@ -990,18 +1044,9 @@ def cached(
         msg = "write @cached() with parentheses: the rules go there"
         raise ConfigurationError(msg)
 
-    def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> CachedFunction[P, R]:
-        rules = Cache(memory=max_entries, policy=policy).cached(
-            ttl=ttl,
-            key=key,
-            tags=tags,
-            ignore=ignore,
-            condition=condition,
-            negative_ttl=negative_ttl,
-            stale_while_revalidate=stale_while_revalidate,
-            stale_if_error=stale_if_error,
-        )
-        return rules(function)
+    def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
+        decorator: Callable[..., CachedFunction[P, Any]] = Cache(memory=max_entries, policy=policy).cached(**rules)
+        return decorator(function)
 
     return decorate
 

@@ -183,8 +183,28 @@ def sync(user_id: int) -> User:
 
 
 CACHE.cached()(sync)  # type: ignore[arg-type]
-CACHE.cached(sync)  # type: ignore[arg-type]
-CACHE.cached(ttl="5")  # type: ignore[arg-type]
+CACHE.cached(sync)  # type: ignore[call-overload]
+CACHE.cached(ttl="5")  # type: ignore[call-overload]
+CACHE.cached(tll=5)  # type: ignore[call-overload]
+
+
+@CACHE.cached(ttl=60, thread=True)
+def read_user(user_id: int, *, verbose: bool = False) -> User:
+    return User(user_id, "Ada")
+
+
+@cached(ttl=60, max_entries=5, thread=True)
+def read_size(name: str) -> int:
+    return len(name)
+
+
+async def threads() -> None:
+    await assert_type(read_user(1), Coroutine[Any, Any, User])
+    assert_type(await read_user(1, verbose=True), User)
+    assert_type(await read_user.refresh(1), User)
+    assert_type(await read_user.invalidate_all(), None)
+    assert_type(await read_size("a"), int)
+    await read_user("1")  # type: ignore[arg-type]
 
 
 class Repository:
