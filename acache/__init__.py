@@ -24,6 +24,7 @@ from .errors import (
     ValueTooLarge,
 )
 from .events import Event, Observer, Stats
+from .loading import LoadContext, current_load
 from .memoize import CachedFunction
 from .memory import Memory
 from .policy import DEFAULT, Policy
@@ -49,6 +50,7 @@ __all__ = [
     "Event",
     "InvalidKey",
     "KeyMissing",
+    "LoadContext",
     "LoadTimeout",
     "Memory",
     "MemoryBackend",
@@ -62,6 +64,7 @@ __all__ = [
     "Unsupported",
     "ValueTooLarge",
     "cached",
+    "current_load",
 ]
 
 __version__ = "0.1.0"

@@ -37,6 +37,7 @@ R = TypeVar("R")
 T = TypeVar("T")
 D = TypeVar("D")
 Ttl = Seconds | Default | None
+TtlRule = Ttl | Callable[[Any], Seconds | None]
 
 _GRACE: Final = 1.0
 
@@ -44,7 +45,7 @@ _GRACE: Final = 1.0
 class FunctionRules(TypedDict, total=False):
     """The rules of one function; `Cache.cached` says what they mean."""
 
-    ttl: Ttl
+    ttl: TtlRule
     key: str | Callable[..., str] | None
     tags: Iterable[str]
     ignore: Iterable[str]
@@ -743,7 +744,7 @@ class Cache:
         key: str,
         loader: Callable[[], Awaitable[T]],
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         stale_while_revalidate: Seconds | Default = DEFAULT,
         stale_if_error: Seconds | Default = DEFAULT,
         tags: Iterable[str] = (),
@@ -759,7 +760,7 @@ class Cache:
         Args:
             key: any non-empty text.
             loader: called without arguments; its result is awaited.
-            ttl: as for `set`.
+            ttl: as for `set`; or a function of the loaded value that returns it.
             stale_while_revalidate: seconds after ttl in which the old value is returned while one load runs behind.
             stale_if_error: seconds after ttl in which the old value is returned if the loader raises.
             tags: names under which `invalidate_tags` finds the value.
@@ -772,7 +773,7 @@ class Cache:
             EncodeError: the loaded value cannot be stored.
             Exception: whatever ``loader`` raised, as it is; it is not cached.
         """
-        plan, names = self._policy, cast("tuple[str, ...]", ())
+        plan, names, rule = self._policy, cast("tuple[str, ...]", ()), None
         if not (
             ttl is stale_while_revalidate is stale_if_error is DEFAULT
             and policy is None
@@ -780,7 +781,7 @@ class Cache:
             and callable(loader)
         ):
             check_loader(loader)
-            plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
+            plan, rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
             names = tag_names(tags)
         if plan is self._policy or not ahead(plan):
             try:  # the same hit path as in get()
@@ -791,14 +792,15 @@ class Cache:
                     return value  # type: ignore[no-any-return]
             except (KeyError, TypeError):
                 pass
-        return await self._staircase.resolve(Load(check_key(key), loader, plan, self._counters, names, type))  # type: ignore[no-any-return]
+        load = Load(check_key(key), loader, plan, self._counters, names, type, None, rule)
+        return await self._staircase.resolve(load)  # type: ignore[no-any-return]
 
     async def refresh(
         self,
         key: str,
         loader: Callable[[], Awaitable[T]],
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         tags: Iterable[str] = (),
         type: Any = None,
         policy: Policy | None = None,
@@ -809,8 +811,8 @@ class Cache:
             RecursiveLoad, LoadTimeout, EncodeError, Exception: as for `get_or_load`.
         """
         check_loader(loader)
-        plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
-        load = Load(check_key(key), loader, plan, self._counters, tag_names(tags), type)
+        plan, rule = self._plan(policy, ttl, DEFAULT, DEFAULT)
+        load = Load(check_key(key), loader, plan, self._counters, tag_names(tags), type, None, rule)
         return await self._staircase.reload(load)  # type: ignore[no-any-return]
 
     async def load_many(
@@ -818,7 +820,7 @@ class Cache:
         keys: Iterable[str],
         loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         tags: Iterable[str] = (),
         type: Any = None,
         policy: Policy | None = None,
@@ -832,7 +834,7 @@ class Cache:
             Exception: as for `get_or_load`; one failing key fails the call, and the others are stored all the same.
         """
         check_loader(loader)
-        plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
+        plan, rule = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = tag_names(tags)
         wanted = list(dict.fromkeys([check_key(key) for key in several(keys, "keys")]))
         values: dict[str, T] = await self._find(wanted, type)
@@ -841,7 +843,7 @@ class Cache:
             return values
         batch: Batch[T] = Batch(missing, loader, self._scope.batches)
         loads = [
-            self._one_of(batch, Load(key, partial(batch.load, key), plan, self._counters, names, type))
+            self._one_of(batch, Load(key, partial(batch.load, key), plan, self._counters, names, type, None, rule))
             for key in missing
         ]
         results = await asyncio.gather(*loads, return_exceptions=True)
@@ -863,9 +865,14 @@ class Cache:
         finally:
             batch.decided(load.key)
 
-    def _plan(self, policy: Policy | None, ttl: Ttl, swr: Seconds | Default, sie: Seconds | Default) -> Policy:
-        """Return the policy of one call."""
+    def _plan(
+        self, policy: Policy | None, ttl: TtlRule, swr: Seconds | Default, sie: Seconds | Default
+    ) -> tuple[Policy, Callable[[Any], Seconds | None] | None]:
+        """Return the policy of one call, and the rule for its ttl if that depends on the value."""
         base = policy or self._policy
+        rule: Callable[[Any], Seconds | None] | None = None
+        if not isinstance(ttl, Default) and callable(ttl):
+            rule, ttl = ttl, DEFAULT
         if policy is not None:
             check_parts(policy=policy)
             refuse_lease(base)
@@ -879,7 +886,7 @@ class Cache:
             plan = self._plans.get((base, ttl, swr, sie)) or self._make_plan(base, ttl, swr, sie)
         if plan is not self._policy and self._shared.memory is not None:
             self._shared.memory.keep_stale = max(self._shared.memory.keep_stale, plan.stale_for)
-        return plan
+        return plan, rule
 
     def _make_plan(self, base: Policy, ttl: Any, swr: Any, sie: Any) -> Policy:
         changes = {"ttl": ttl, "stale_while_revalidate": swr, "stale_if_error": sie}
@@ -905,7 +912,7 @@ class Cache:
         function: None = None,
         /,
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         key: str | Callable[..., str] | None = None,
         tags: Iterable[str] = (),
         ignore: Iterable[str] = (),
@@ -924,7 +931,7 @@ class Cache:
 
         Args:
             function: nothing; the parentheses are needed.
-            ttl: as for `set`.
+            ttl: as for `set`; or a function of the result that returns it.
             key: a template such as ``"user:{user_id}"``, or a function of the same arguments that returns the key; by
                 default the function's full name and all its arguments.
             tags: templates too; see `invalidate_tags`.
@@ -946,11 +953,12 @@ class Cache:
         if function is not None:
             msg = "write @cache.cached() with parentheses: the rules go there"
             raise ConfigurationError(msg)
-        plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
+        plan, ttl_rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         if negative_ttl is not DEFAULT:
             plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
         rules = Rules(
             policy=plan,
+            ttl=ttl_rule,
             key=key,
             tags=tags,
             ignore=ignore,
@@ -985,7 +993,7 @@ class Cache:
             delete_tagged=self.invalidate_tags,
             delete_prefixed=self._delete_prefixed if self._remote is None else None,
             peek=self.peek,
-            store=self._store,
+            store=self.set,
             counters=self._counters.part(),
             now=self._now,
             space=space if direct else None,
@@ -998,9 +1006,6 @@ class Cache:
             self._tiers.forget(key)
             self._tiers.drop(key)
         self._notes.invalidated("delete", prefix)
-
-    async def _store(self, key: str, value: Any, policy: Policy, tags: tuple[str, ...]) -> None:
-        await self.set(key, value, ttl=policy.ttl, tags=tags)
 
     def _breaker_changed(self, state: Literal["closed", "open", "half-open"]) -> None:
         logger.warning("the circuit breaker of %r is %s", self._shared.backend, state)

@@ -2,7 +2,8 @@
 
 On the wire a key is ``namespace::key``, and without a namespace just ``key``.  A namespace never contains ``::`` and
 never ends in ``:``, so the first ``::`` always ends it.  What begins with ``@`` after it is acache's own: ``@tag:...``
-records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users' keys that begin with ``@`` themselves.
+and ``@invalidated:...`` records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users' keys that begin
+with ``@`` themselves.
 """
 
 from __future__ import annotations
@@ -115,6 +116,10 @@ class WireKeys:
     def tag(self, tag: str) -> str:
         """Return the wire key of a tag's token."""
         return self._fit(self._internal(f"@tag:{tag}"))
+
+    def invalidated(self, tag: str) -> str:
+        """Return the wire key of the note that a tag was invalidated a short time ago."""
+        return self._fit(self._internal(f"@invalidated:{tag}"))
 
     def _internal(self, name: str) -> str:
         return f"{self._prefix or '::'}{name}"

@@ -16,10 +16,11 @@ from functools import partial, update_wrapper
 from inspect import Parameter
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
+from .clock import Seconds
 from .errors import ConfigurationError, InvalidKey
 from .events import Counters, Stats
 from .keys import Template, argument_text, arguments_text, check_key
-from .loading import Load
+from .loading import Load, LoadContext, running_load
 from .memory import Space
 from .policy import Policy
 
@@ -154,7 +155,7 @@ class Hooks:
     delete_prefixed: Callable[[str], None] | None
     """Remove all keys that begin so; only where the near tier is all there is."""
     peek: Callable[[str], Any]
-    store: Callable[[str, Any, Policy, tuple[str, ...]], Awaitable[None]]
+    store: Callable[..., Awaitable[None]]
     counters: Counters
     now: Callable[[], float]
     space: Space | None
@@ -166,6 +167,7 @@ class Rules:
     """What the user said about one function."""
 
     policy: Policy
+    ttl: Callable[[Any], Seconds | None] | None = None
     key: str | Callable[..., str] | None = None
     tags: Iterable[str] = ()
     ignore: Iterable[str] = ()
@@ -249,10 +251,8 @@ class _Behind:
         return value
 
     def _load(self, key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[Any]]) -> Load:
-        rules = self._rules
-        return Load(
-            key, call, rules.policy, self.hooks.counters, self.binder.tags(arguments), self._type, rules.condition
-        )
+        rules, tags = self._rules, self.binder.tags(arguments)
+        return Load(key, call, rules.policy, self.hooks.counters, tags, self._type, rules.condition, rules.ttl)
 
     def _shorten(self, space: Space, key: str, name: Any, values: list[Any]) -> None:
         if all(type(value) in _EXACT or _is_uuid(value) for value in values) and name not in self.shortcuts:
@@ -284,15 +284,20 @@ class _Behind:
         return await self.hooks.reload(self._load(self.binder.key_of(arguments), arguments, call))
 
     async def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
-        return await self.function(*args, **kwargs)
+        outer = running_load.set(LoadContext(""))
+        try:
+            return await self.function(*args, **kwargs)
+        finally:
+            running_load.reset(outer)
 
     def peek(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.hooks.peek(self.key(*args, **kwargs))
 
     async def set(self, result: Any, /, *args: Any, **kwargs: Any) -> None:
         arguments = self.binder.bind_key(args, kwargs)
-        key = self.binder.key_of(arguments)
-        await self.hooks.store(key, result, self._rules.policy, self.binder.tags(arguments))
+        key, rules = self.binder.key_of(arguments), self._rules
+        ttl = rules.policy.ttl if rules.ttl is None else rules.ttl(result)
+        await self.hooks.store(key, result, ttl=ttl, tags=self.binder.tags(arguments))
 
     def stats(self) -> Stats:
         return self.hooks.counters.snapshot()
@@ -311,10 +316,9 @@ def check_function(function: Any, *, thread: bool) -> None:
     name = getattr(_named(function), "__qualname__", repr(function))
     if isinstance(function, (classmethod, staticmethod)):
         msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
-    elif inspect.isasyncgenfunction(function):
-        msg = (
-            f"{name} is an async generator, whose items come one by one: cache a coroutine that returns a list of them"
-        )
+    elif inspect.isasyncgenfunction(function) or (thread and inspect.isgeneratorfunction(function)):
+        kind = "a generator" if thread else "an async generator"
+        msg = f"{name} is {kind}, whose items come one by one: cache a function that returns a list of them"
     elif thread and inspect.iscoroutinefunction(function):
         msg = f"{name} is a coroutine function and does not block: leave thread=True out"
     elif not thread and not inspect.iscoroutinefunction(function):

@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -54,6 +54,21 @@ async def test_a_coroutine_function_needs_no_thread(cache: Cache):
 
     with pytest.raises(ConfigurationError, match=r"read is a coroutine function.*leave thread=True out"):
         cache.cached(thread=True)(read)
+
+
+async def test_generators_are_refused_with_their_remedy(cache: Cache):
+    """Their items come one by one, and could be had once only."""
+
+    async def lines() -> AsyncIterator[int]:
+        yield 1
+
+    def words() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(ConfigurationError, match=r"lines is an async generator.*list"):
+        cache.cached()(lines)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match=r"words is a generator.*list"):
+        cache.cached(thread=True)(words)
 
 
 async def test_a_synchronous_function_runs_in_a_thread(cache: Cache):

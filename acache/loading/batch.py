@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final, Generic, TypeVar
 
 from ..errors import AcacheError
+from .context import running_load
 from .flight import Node, flying
 
 __all__ = ["Batch", "NotLoaded"]
@@ -79,6 +80,7 @@ class Batch(Generic[T]):
 
     async def _run(self, futures: Mapping[str, asyncio.Future[T]]) -> None:
         flying.set(self._node)  # its loader is part of every flight that waits for it
+        running_load.set(None)  # and of no single one's
         try:
             loaded = await self._call(list(futures))
         except BaseException as error:

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from acache import BackendUnavailable, Cache, Policy
+from acache import BackendUnavailable, Cache, Policy, current_load
 from acache.events import FillRefused
 from acache.testing import FaultyBackend, Recorder
 
@@ -79,6 +79,17 @@ async def decorated(scene: Scene, cache: Cache) -> Any:
     return await function(scene.key)
 
 
+async def tagging(scene: Scene, cache: Cache) -> Any:
+    """Say only after the value was read under which tags it belongs."""
+
+    async def loader() -> str:
+        value = await scene.loader()
+        current_load().tags.update(("tag", f"tag of {scene.key}"))
+        return value
+
+    return await cache.get_or_load(scene.key, loader)
+
+
 async def delete(scene: Scene, cache: Cache) -> Any:
     return await cache.delete(scene.key)
 
@@ -115,7 +126,7 @@ async def add(scene: Scene, cache: Cache) -> Any:
     return await cache.add(scene.key, "written")
 
 
-LOADS = [load, refresh, load_many, decorated]
+LOADS = [load, refresh, load_many, decorated, tagging]
 REMOVALS = [delete, delete_many, invalidate_tags, clear]
 WRITES = [set_value, set_tagged, set_many]
 
