@@ -26,6 +26,7 @@ from .errors import (
 from .events import Event, Observer, Stats
 from .loading import LoadContext, current_load
 from .memoize import CachedFunction
+from .memoize_many import CachedBatch
 from .memory import Memory
 from .policy import DEFAULT, Policy
 
@@ -39,6 +40,7 @@ __all__ = [
     "BackendUnavailable",
     "Cache",
     "CacheClosed",
+    "CachedBatch",
     "CachedFunction",
     "Clock",
     "Codec",

@@ -7,11 +7,11 @@ its own (`acache.staircase`), and so has how values get into and out of the tier
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from .backends.base import Backend
 from .backends.urls import open_backend
@@ -23,7 +23,8 @@ from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
 from .inputs import check_delta, check_loader, check_parts, refuse_lease, several, tag_names
 from .keys import check_key, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
-from .memoize import CachedFunction, Hooks, Rules, build, check_function, key_prefix
+from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
+from .memoize_many import CachedBatch, HooksMany, build_many
 from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker, Seen
@@ -32,6 +33,7 @@ from .tiers import MISS, Extra, Received, Shared, Tiers, until_due
 
 __all__ = ["Cache", "cached"]
 
+K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
@@ -398,21 +400,21 @@ class Cache:
                 self._notes.miss(key)
         return found
 
-    async def _find(self, keys: Iterable[str], type_: Any) -> dict[str, Any]:
+    async def _find(self, keys: Iterable[str], type_: Any, counters: Counters | None = None) -> dict[str, Any]:
         """Return the fresh values, and count the hits; the misses are the caller's."""
         found: dict[str, Any] = {}
         missing: list[str] = []
         for key in keys:
-            value = self._tiers.find_fresh(key, type_)
+            value = self._tiers.find_fresh(key, type_, counters)
             if value is MISS:
                 missing.append(key)
             else:
                 found[key] = value
         if missing and self._remote is not None:
-            found |= await self._get_far(missing, type_)
+            found |= await self._get_far(missing, type_, counters)
         return found
 
-    async def _get_far(self, keys: list[str], type_: Any) -> dict[str, Any]:
+    async def _get_far(self, keys: list[str], type_: Any, counters: Counters | None) -> dict[str, Any]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         watch = self._scope.watch
         marks = {key: watch.open(key) for key in keys}
@@ -422,7 +424,7 @@ class Cache:
                 if received.fresh_for > 0:
                     if marks[key].intact:
                         self._tiers.keep_received(key, received)
-                    self._notes.hit(key, "far")
+                    self._notes.hit(key, "far", counters=counters)
                     found[key] = received.value
         finally:
             for key, mark in marks.items():
@@ -837,15 +839,30 @@ class Cache:
         plan, rule = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = tag_names(tags)
         wanted = list(dict.fromkeys([check_key(key) for key in several(keys, "keys")]))
-        values: dict[str, T] = await self._find(wanted, type)
+
+        def make(key: str, call: Callable[[], Awaitable[Any]]) -> Load:
+            return Load(key, call, plan, self._counters, names, type, None, rule)
+
+        return await self._load_many(wanted, loader, make, counters=self._counters, type_=type)
+
+    async def _load_many(
+        self,
+        wanted: Sequence[str],
+        loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
+        make: Callable[[str, Callable[[], Awaitable[Any]]], Load],
+        *,
+        counters: Counters,
+        type_: Any,
+        fresh: bool = True,
+    ) -> dict[str, T]:
+        """Return the values; ``make`` writes the load of a key.  Without ``fresh``, load what is fresh too."""
+        values: dict[str, T] = await self._find(wanted, type_, counters) if fresh else {}
         missing = [key for key in wanted if key not in values]
         if not missing:
             return values
         batch: Batch[T] = Batch(missing, loader, self._scope.batches)
-        loads = [
-            self._one_of(batch, Load(key, partial(batch.load, key), plan, self._counters, names, type, None, rule))
-            for key in missing
-        ]
+        answer = self._staircase.resolve if fresh else self._staircase.reload
+        loads = [self._one_of(batch, make(key, partial(batch.load, key)), answer) for key in missing]
         results = await asyncio.gather(*loads, return_exceptions=True)
         for key, result in zip(missing, results, strict=True):
             if isinstance(result, NotLoaded):
@@ -855,13 +872,13 @@ class Cache:
             values[key] = result
         return {key: values[key] for key in wanted if key in values}
 
-    async def _one_of(self, batch: Batch[Any], load: Load) -> Any:
+    async def _one_of(self, batch: Batch[Any], load: Load, answer: Callable[[Load], Awaitable[Any]]) -> Any:
         if self._scope.flights.current(load.key) is not None:
             # It will be loaded by others.  To wait for that before loading the rest could be a deadlock: two calls,
             # each with a key that the other one is about to load.
             batch.decided(load.key)
         try:
-            return await self._staircase.resolve(load)
+            return await answer(load)
         finally:
             batch.decided(load.key)
 
@@ -953,28 +970,88 @@ class Cache:
         if function is not None:
             msg = "write @cache.cached() with parentheses: the rules go there"
             raise ConfigurationError(msg)
-        plan, ttl_rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
-        if negative_ttl is not DEFAULT:
-            plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
-        rules = Rules(
-            policy=plan,
-            ttl=ttl_rule,
+        rules = self._rules(
+            ttl=ttl,
             key=key,
             tags=tags,
             ignore=ignore,
             version=version,
             condition=condition,
+            negative_ttl=negative_ttl,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
             type=type,
+            policy=policy,
             thread=thread,
         )
 
         def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
             check_function(function, thread=thread)
-            return build(function, rules, self._hooks(function, rules))
+            self._check_name(function, rules)
+            return build(function, rules, self._hooks(rules))
 
         return decorate
 
-    def _hooks(self, function: Any, rules: Rules) -> Hooks:
+    def _rules(
+        self,
+        *,
+        ttl: TtlRule = DEFAULT,
+        negative_ttl: Seconds | Default | None = DEFAULT,
+        stale_while_revalidate: Seconds | Default = DEFAULT,
+        stale_if_error: Seconds | Default = DEFAULT,
+        policy: Policy | None = None,
+        **rules: Any,
+    ) -> Rules:
+        """Bring together what was said about one function, and the policy."""
+        plan, rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
+        if negative_ttl is not DEFAULT:
+            plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
+        return Rules(policy=plan, ttl=rule, **rules)
+
+    def cached_many(
+        self, function: None = None, /, *, batch_window: Seconds = 0, **rules: Unpack[FunctionRules]
+    ) -> Callable[[Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]]], CachedBatch[K, P, R]]:
+        """Decorate a coroutine function that loads many values at once: each value is cached under a key of its own.
+
+        Its first parameter takes a list of items, and it returns a dict of values by item.  It is called once for all
+        the items that are missing; an item that somebody is loading already is waited for.  ``function.one(item)``
+        collects the single items that are asked for in one turn of the event loop into one such call.
+
+        Args:
+            function: nothing; the parentheses are needed.
+            batch_window: seconds for which ``one`` collects, from the first item that is missing; zero for one turn.
+            rules: those of `cached`.  In templates, and for a ``key=`` function, the first parameter is one item;
+                ``ttl=`` and ``condition=`` get one value; the decode type is that of the values.
+
+        Raises:
+            ConfigurationError: as for `cached`, or the first parameter cannot be the items.
+        """
+        if function is not None:
+            msg = "write @cache.cached_many() with parentheses: the rules go there"
+            raise ConfigurationError(msg)
+        window, made = seconds(batch_window, "batch_window"), self._rules(**rules)
+
+        def decorate(
+            function: Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]],
+        ) -> CachedBatch[K, P, R]:
+            check_function(function, thread=False)
+            self._check_name(function, made)
+            hooks = HooksMany(
+                load_many=self._load_many,
+                resolve=self._staircase.resolve,
+                delete_many=self.delete_many,
+                invalidate_all=self._invalidate_all,
+                peek=self.peek,
+                store=self.set,
+                counters=self._counters.part(),
+                clock=self._shared.clock,
+                tasks=self._scope.batches,
+            )
+            return build_many(function, made, hooks, window)
+
+        return decorate
+
+    def _check_name(self, function: Any, rules: Rules) -> None:
         if rules.key is None:
             prefix = (self.namespace, key_prefix(function, rules.version))
             if prefix in self._shared.functions and getattr(function, "__closure__", None):
@@ -984,14 +1061,15 @@ class Cache:
                 )
                 raise ConfigurationError(msg)
             self._shared.functions.add(prefix)
+
+    def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space
         direct = space is not None and self._records is space.records and not ahead(rules.policy)
         return Hooks(
             resolve=self._staircase.resolve,
             reload=self._staircase.reload,
             delete=self.delete,
-            delete_tagged=self.invalidate_tags,
-            delete_prefixed=self._delete_prefixed if self._remote is None else None,
+            invalidate_all=self._invalidate_all,
             peek=self.peek,
             store=self.set,
             counters=self._counters.part(),
@@ -999,13 +1077,22 @@ class Cache:
             space=space if direct else None,
         )
 
-    def _delete_prefixed(self, prefix: str) -> None:
+    async def _invalidate_all(self, binder: Binder) -> None:
         self._tiers.check_open()
-        records = {} if self._scope.space is None else self._scope.space.records
-        for key in [key for key in (*records, *self._running, *self._marks) if key.startswith(prefix)]:
-            self._tiers.forget(key)
-            self._tiers.drop(key)
-        self._notes.invalidated("delete", prefix)
+        if binder.common_tags:
+            await self.invalidate_tags(*binder.common_tags)
+        elif self._remote is None and binder.prefix is not None:
+            records, prefix = {} if self._scope.space is None else self._scope.space.records, f"{binder.prefix}("
+            for key in [key for key in (*records, *self._running, *self._marks) if key.startswith(prefix)]:
+                self._tiers.forget(key)
+                self._tiers.drop(key)
+            self._notes.invalidated("delete", prefix)
+        else:
+            msg = (
+                f"{binder.owner}: invalidate_all() finds the results by a tag that all of them carry: give the function"
+                f" one without fields, as in tags=[{binder.owner.removesuffix('()')!r}]"
+            )
+            raise ConfigurationError(msg)
 
     def _breaker_changed(self, state: Literal["closed", "open", "half-open"]) -> None:
         logger.warning("the circuit breaker of %r is %s", self._shared.backend, state)

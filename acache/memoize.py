@@ -24,7 +24,7 @@ from .loading import Load, LoadContext, running_load
 from .memory import Space
 from .policy import Policy
 
-__all__ = ["CachedFunction", "Hooks", "Rules", "build", "check_function", "key_prefix"]
+__all__ = ["Binder", "CachedFunction", "Hooks", "Rules", "build", "check_function", "key_prefix", "type_hints"]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -151,9 +151,7 @@ class Hooks:
     resolve: Callable[[Load], Awaitable[Any]]
     reload: Callable[[Load], Awaitable[Any]]
     delete: Callable[[str], Coroutine[Any, Any, bool]]
-    delete_tagged: Callable[..., Coroutine[Any, Any, None]]
-    delete_prefixed: Callable[[str], None] | None
-    """Remove all keys that begin so; only where the near tier is all there is."""
+    invalidate_all: Callable[[Binder], Awaitable[None]]
     peek: Callable[[str], Any]
     store: Callable[..., Awaitable[None]]
     counters: Counters
@@ -237,7 +235,7 @@ class _Behind:
         self.function: Final[Callable[..., Coroutine[Any, Any, Any]]] = (
             _in_thread(function) if rules.thread else function
         )
-        self.binder: Final = _Binder(function, rules)
+        self.binder: Final = Binder(function, rules)
         self.hooks: Final = hooks
         self.shortcuts: Final[dict[Any, Any]] = {}
         self._rules: Final = rules
@@ -267,17 +265,7 @@ class _Behind:
         return await self.hooks.delete(self.key(*args, **kwargs))
 
     async def invalidate_all(self) -> None:
-        binder, hooks = self.binder, self.hooks
-        if tags := [template({}) for template in binder.tag_templates if not template.names]:
-            await hooks.delete_tagged(*tags)
-        elif binder.prefix is not None and hooks.delete_prefixed is not None:
-            hooks.delete_prefixed(f"{binder.prefix}(")
-        else:
-            msg = (
-                f"{binder.owner}: invalidate_all() finds the results by a tag that all of them carry: give the function"
-                f" one without fields, as in tags=[{binder.owner.removesuffix('()')!r}]"
-            )
-            raise ConfigurationError(msg)
+        await self.hooks.invalidate_all(self.binder)
 
     async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         arguments, call = self.binder.bind_all(args, kwargs), partial(self.function, *args, **kwargs)
@@ -330,7 +318,8 @@ def check_function(function: Any, *, thread: bool) -> None:
     raise ConfigurationError(msg)
 
 
-def _type_hints(function: Any) -> dict[str, Any]:
+def type_hints(function: Any) -> dict[str, Any]:
+    """Return the annotations that can be evaluated."""
     try:
         return typing.get_type_hints(_named(function))
     except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
@@ -338,14 +327,14 @@ def _type_hints(function: Any) -> dict[str, Any]:
 
 
 def _return_type(function: Any) -> Any:
-    annotation = _type_hints(function).get("return")
+    annotation = type_hints(function).get("return")
     return None if annotation in (Any, type(None)) or isinstance(annotation, TypeVar) else annotation
 
 
-class _Binder:
+class Binder:
     """Arguments to keys and tags, for one function."""
 
-    def __init__(self, function: Callable[..., Any], rules: Rules) -> None:
+    def __init__(self, function: Callable[..., Any], rules: Rules, declared: Mapping[str, Any] | None = None) -> None:
         self.signature: Final = inspect.signature(function)
         self.owner: Final = _owner(function)
         parameters = self.signature.parameters
@@ -360,7 +349,8 @@ class _Binder:
         self._key_signature: Final = inspect.Signature(kept)
         self.key_names: Final = [parameter.name for parameter in kept]
         self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
-        annotations = {name: parameter.annotation for name, parameter in parameters.items()} | _type_hints(function)
+        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
+        annotations |= type_hints(function) | dict(declared or {})
         self.prefix: Final = None if rules.key is not None else key_prefix(function, rules.version)
         self._made: Final = rules.key if callable(rules.key) else None
         self._template: Template | None = None
@@ -405,6 +395,15 @@ class _Binder:
     def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags for bound arguments."""
         return tuple(dict.fromkeys(template(arguments) for template in self.tag_templates))
+
+    @property
+    def common_tags(self) -> tuple[str, ...]:
+        """The tags that every result of the function carries."""
+        return tuple([template({}) for template in self.tag_templates if not template.names])
+
+    def bound(self, arguments: dict[str, Any]) -> inspect.BoundArguments:
+        """Return the call that passes ``arguments``."""
+        return inspect.BoundArguments(self.signature, OrderedDict(arguments))
 
     def bind_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Bind a whole call."""

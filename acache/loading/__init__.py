@@ -1,6 +1,6 @@
 """One load per missing value: flights, the marks that guard their fills, and batches."""
 
-from .batch import Batch, NotLoaded
+from .batch import Batch, NotLoaded, Window
 from .context import LoadContext, current_load, running_load
 from .flight import UNSERVED, Flight, Flights
 from .load import Load
@@ -16,6 +16,7 @@ __all__ = [
     "Mark",
     "NotLoaded",
     "Watch",
+    "Window",
     "current_load",
     "running_load",
 ]

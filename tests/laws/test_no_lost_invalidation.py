@@ -79,6 +79,22 @@ async def decorated(scene: Scene, cache: Cache) -> Any:
     return await function(scene.key)
 
 
+async def decorated_many(scene: Scene, cache: Cache) -> Any:
+    @cache.cached_many(key="{keys}", tags=["tag", "tag of {keys}"])
+    async def function(keys: list[str]) -> Any:
+        return await scene.many(keys)
+
+    return (await function([scene.key, f"{scene.key}, another"]))[scene.key]
+
+
+async def folded(scene: Scene, cache: Cache) -> Any:
+    @cache.cached_many(key="{keys}", tags=["tag", "tag of {keys}"])
+    async def function(keys: list[str]) -> Any:
+        return await scene.many(keys)
+
+    return (await asyncio.gather(function.one(scene.key), function.one(f"{scene.key}, another")))[0]
+
+
 async def tagging(scene: Scene, cache: Cache) -> Any:
     """Say only after the value was read under which tags it belongs."""
 
@@ -126,7 +142,7 @@ async def add(scene: Scene, cache: Cache) -> Any:
     return await cache.add(scene.key, "written")
 
 
-LOADS = [load, refresh, load_many, decorated, tagging]
+LOADS = [load, refresh, load_many, decorated, decorated_many, folded, tagging]
 REMOVALS = [delete, delete_many, invalidate_tags, clear]
 WRITES = [set_value, set_tagged, set_many]
 
