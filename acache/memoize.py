@@ -17,7 +17,7 @@ from inspect import Parameter
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from .clock import Seconds
-from .errors import ConfigurationError, InvalidKey
+from .errors import ConfigurationError, InvalidKey, short
 from .events import Counters, Stats
 from .keys import Template, argument_text, arguments_text, check_key
 from .loading import Load, LoadContext, running_load
@@ -421,6 +421,10 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
         msg = f"{owner}: {error}; these take the arguments that make the key: {signature}"
         raise InvalidKey(msg) from error
     bound.apply_defaults()
+    if next(iter(bound.arguments), "") == "self" and type(bound.arguments["self"]).__module__ == "builtins":
+        # shop.price.invalidate(1), where the price has a default: another key, and nothing would be invalidated.
+        msg = f"{owner}: self={short(bound.arguments['self'])}: the helpers of a method take the instance first"
+        raise InvalidKey(msg)
     return bound.arguments
 
 

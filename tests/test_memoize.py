@@ -537,6 +537,29 @@ async def test_helpers_of_a_method_take_the_instance_where_they_need_it():
     assert await Repository.templated.invalidate(one, 8) is True
 
 
+async def test_a_forgotten_instance_is_told(calls: Calls):
+    """A helper that is found through an instance is not bound to it; it does not take an argument for the instance."""
+
+    class Shop:
+        cache = Cache()
+        __cache_key__ = "shop"
+
+        @cache.cached()
+        async def price(self, product: int = 0) -> Any:
+            return calls(product)
+
+    Shop.__qualname__ = "Shop"
+    shop = Shop()
+    await shop.price(1)
+    for helper in (shop.price.invalidate, shop.price.refresh):
+        with pytest.raises(InvalidKey, match="self=1: the helpers of a method take the instance first"):
+            await helper(1)
+    with pytest.raises(InvalidKey, match="take the instance first"):
+        shop.price.key("1")
+    assert await shop.price.invalidate(shop, 1) is True
+    assert calls == [1]
+
+
 async def test_a_template_keeps_instances_apart():
     """``{self.name}`` is as good a key as any."""
     assert await Repository("a").templated(1) == "a 1"
