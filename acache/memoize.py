@@ -255,8 +255,10 @@ class _Behind:
     def _shorten(self, space: Space, key: str, name: Any, values: list[Any]) -> None:
         if all(type(value) in _EXACT or _is_uuid(value) for value in values) and name not in self.shortcuts:
             stored = space.records.get(key)
-            if stored is not None and stored[3] is None:
-                space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values))
+            if stored is not None:
+                cells = () if stored[3] is None else stored[3].cells
+                if len(cells) == len(self.binder.tag_templates):  # not where somebody else gave it other tags
+                    space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values, *cells))
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self.binder.key_of(self.binder.bind_key(args, kwargs))
@@ -341,6 +343,11 @@ class Binder:
         if isinstance(rules.ignore, str):
             msg = f"{self.owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
             raise ConfigurationError(msg)
+        outside = _named(function).__qualname__.rpartition(".")[0]
+        self._method: Final = next(iter(parameters), "") == "self" and outside.rpartition(".")[2] not in (
+            "",
+            "<locals>",
+        )
         self._ignored: Final = frozenset(rules.ignore)
         for name in sorted(self._ignored - set(parameters)):
             msg = f"{self.owner}: ignore names {name!r}, which is not a parameter (there are: {', '.join(parameters)})"
@@ -407,11 +414,22 @@ class Binder:
 
     def bind_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Bind a whole call."""
-        return _bind(self.signature, args, kwargs, self.owner)
+        return self._with_instance(_bind(self.signature, args, kwargs, self.owner))
 
     def bind_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Bind the arguments that make the key; those of ``ignore`` are not among them."""
-        return _bind(self._key_signature, args, kwargs, self.owner)
+        return self._with_instance(_bind(self._key_signature, args, kwargs, self.owner))
+
+    def _with_instance(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check that a helper of a method got its instance, and no argument in its place.
+
+        ``shop.price.invalidate(1)`` would make a key from ``self=1`` if the other parameter has a default, and remove
+        nothing.
+        """
+        if self._method and type(arguments.get("self", self)).__module__ == "builtins":
+            msg = f"{self.owner}: self={short(arguments['self'])}: the helpers of a method take the instance first"
+            raise InvalidKey(msg)
+        return arguments
 
 
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], owner: str) -> dict[str, Any]:
@@ -421,10 +439,6 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
         msg = f"{owner}: {error}; these take the arguments that make the key: {signature}"
         raise InvalidKey(msg) from error
     bound.apply_defaults()
-    if next(iter(bound.arguments), "") == "self" and type(bound.arguments["self"]).__module__ == "builtins":
-        # shop.price.invalidate(1), where the price has a default: another key, and nothing would be invalidated.
-        msg = f"{owner}: self={short(bound.arguments['self'])}: the helpers of a method take the instance first"
-        raise InvalidKey(msg)
     return bound.arguments
 
 
@@ -450,7 +464,7 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
     """Write the wrapper for one signature.
 
     A hit is one dict, one clock, one identity check per argument (``1``, ``True`` and ``1.0`` are one key to a dict and
-    three to us) and the note for LRU.
+    three to us), one look at each tag and the note for LRU.
     """
     binder, hooks = behind.binder, behind.hooks
     space = hooks.space
@@ -466,11 +480,12 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
         same = [
             f"({old} is {new} or {old}.__class__ is {new}.__class__)" for old, new in zip(stored, names, strict=True)
         ]
+        cells = [f"{mark}cell_{index}" for index in range(len(binder.tag_templates))]
         hit = _HIT.format(
             _=mark,
             name=name,
-            stored="".join([f", {old}" for old in stored]),
-            same="".join([f" and {test}" for test in same]),
+            stored="".join([f", {one}" for one in (*stored, *cells)]),
+            same="".join([f" and {test}" for test in (*same, *[f"not {cell}.spoilt" for cell in cells])]),
         )
         scope |= {
             f"{mark}shortcuts": behind.shortcuts,

@@ -22,7 +22,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from acache import Cache, ConfigurationError, InvalidKey, Memory, MemoryBackend, Policy, cached
+from acache import Cache, ConfigurationError, InvalidKey, Memory, MemoryBackend, Policy, cached, current_load
 from acache.events import Hit, Loaded, Miss
 from acache.testing import FakeClock, FaultyBackend, Recorder
 
@@ -916,6 +916,51 @@ async def test_set_and_delete_of_the_cache_reach_the_quick_path(calls: Calls):
         await cache.invalidate_tags("t")
         await f(1)
         assert len(calls) == before + 1
+
+
+async def test_every_tag_is_seen_on_the_quick_path(calls: Calls):
+    """Those of the rules, those that the loader adds, and those of whoever set the value."""
+    async with Cache() as cache:
+
+        @cache.cached(ttl=60, key="k:{x}", tags=["one", "x:{x}"])
+        async def f(x: int) -> int:
+            if x == 5:
+                current_load().tags.add("added")
+            calls(x)
+            return len(calls)
+
+        for x, tags in ((1, ("one", "x:1")), (5, ("one", "x:5", "added"))):
+            for tag in tags:
+                loaded = await f(x)
+                assert [await f(x), await f(x)] == [loaded, loaded]
+                await cache.invalidate_tags(tag)
+                assert await f(x) == loaded + 1
+        assert await f(1) == await f(1)
+        for tags in (["other"], ["other", "another"], []):
+            await cache.set("k:1", "set", tags=tags)
+            assert [await f(1), await f(1)] == ["set", "set"]
+            await cache.invalidate_tags("one", "x:1")
+            assert await f(1) == "set"
+            await cache.invalidate_tags("other")
+            assert (await f(1) == "set") is (not tags)
+
+
+async def test_a_tagged_result_has_a_quick_path(calls: Calls):
+    """As any other has, and it goes with its record."""
+    async with Cache() as cache:
+
+        @cache.cached(ttl=60, tags=["one", "x:{x}"])
+        async def f(x: int) -> int:
+            return calls(x)  # type: ignore[no-any-return]
+
+        for _ in range(3):
+            await f(1)
+        shortcuts = cache._scope.space.shortcuts  # type: ignore[union-attr]
+        assert list(shortcuts) == [f.key(1)]
+        await cache.invalidate_tags("one")
+        assert await f.invalidate(1) is False
+        assert shortcuts == {}
+        assert f.stats().hits == 2
 
 
 async def cache_value() -> str:
