@@ -1008,9 +1008,36 @@ class Cache:
             plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
         return Rules(policy=plan, ttl=rule, **rules)
 
+    @overload
     def cached_many(
-        self, function: None = None, /, *, batch_window: Seconds = 0, **rules: Unpack[FunctionRules]
-    ) -> Callable[[Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]]], CachedBatch[K, P, R]]:
+        self,
+        function: None = None,
+        /,
+        *,
+        batch_window: Seconds = ...,
+        thread: Literal[False] = ...,
+        **rules: Unpack[FunctionRules],
+    ) -> Callable[[Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]]], CachedBatch[K, P, R]]: ...
+    @overload
+    def cached_many(
+        self,
+        function: None = None,
+        /,
+        *,
+        batch_window: Seconds = ...,
+        thread: Literal[True],
+        **rules: Unpack[FunctionRules],
+    ) -> Callable[[Callable[Concatenate[list[K], P], Mapping[K, R]]], CachedBatch[K, P, R]]: ...
+
+    def cached_many(
+        self,
+        function: None = None,
+        /,
+        *,
+        batch_window: Seconds = 0,
+        thread: bool = False,
+        **rules: Unpack[FunctionRules],
+    ) -> Callable[[Callable[Concatenate[list[K], P], Any]], CachedBatch[K, P, Any]]:
         """Decorate a coroutine function that loads many values at once: each value is cached under a key of its own.
 
         Its first parameter takes a list of items, and it returns a dict of values by item.  It is called once for all
@@ -1020,6 +1047,7 @@ class Cache:
         Args:
             function: nothing; the parentheses are needed.
             batch_window: seconds for which ``one`` collects, from the first item that is missing; zero for one turn.
+            thread: as for `cached`.
             rules: those of `cached`.  In templates, and for a ``key=`` function, the first parameter is one item;
                 ``ttl=`` and ``condition=`` get one value; the decode type is that of the values.
 
@@ -1029,12 +1057,10 @@ class Cache:
         if function is not None:
             msg = "write @cache.cached_many() with parentheses: the rules go there"
             raise ConfigurationError(msg)
-        window, made = seconds(batch_window, "batch_window"), self._rules(**rules)
+        window, made = seconds(batch_window, "batch_window"), self._rules(thread=thread, **rules)
 
-        def decorate(
-            function: Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]],
-        ) -> CachedBatch[K, P, R]:
-            check_function(function, thread=False)
+        def decorate(function: Callable[Concatenate[list[K], P], Any]) -> CachedBatch[K, P, Any]:
+            check_function(function, thread=thread)
             self._check_name(function, made)
             hooks = HooksMany(
                 load_many=self._load_many,

@@ -24,7 +24,17 @@ from .loading import Load, LoadContext, running_load
 from .memory import Space
 from .policy import Policy
 
-__all__ = ["Binder", "CachedFunction", "Hooks", "Rules", "build", "check_function", "key_prefix", "type_hints"]
+__all__ = [
+    "Binder",
+    "CachedFunction",
+    "Hooks",
+    "Rules",
+    "build",
+    "check_function",
+    "in_thread",
+    "key_prefix",
+    "type_hints",
+]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -218,7 +228,8 @@ def _owner(function: Any) -> str:
     return f"{named.__module__}.{named.__qualname__}()"
 
 
-def _in_thread(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]]:
+def in_thread(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]]:
+    """Return a coroutine function that calls ``function`` in a worker thread."""
     from anyio import to_thread  # noqa: PLC0415 - for those who use it
 
     async def call(*args: Any, **kwargs: Any) -> R:
@@ -233,7 +244,7 @@ class _Behind:
 
     def __init__(self, function: Callable[..., Any], rules: Rules, hooks: Hooks) -> None:
         self.function: Final[Callable[..., Coroutine[Any, Any, Any]]] = (
-            _in_thread(function) if rules.thread else function
+            in_thread(function) if rules.thread else function
         )
         self.binder: Final = Binder(function, rules)
         self.hooks: Final = hooks

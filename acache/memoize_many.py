@@ -16,7 +16,7 @@ from .errors import ConfigurationError, KeyMissing
 from .events import Counters, Stats
 from .inputs import several
 from .loading import Load, NotLoaded, Window
-from .memoize import Binder, Rules, type_hints
+from .memoize import Binder, Rules, in_thread, type_hints
 
 __all__ = ["CachedBatch", "HooksMany", "build_many"]
 
@@ -47,8 +47,8 @@ class CachedBatch(Protocol[K, P, V]):
         ...
 
     @property
-    def __wrapped__(self) -> Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, V]]]:
-        """The function itself."""
+    def __wrapped__(self) -> Callable[Concatenate[list[K], P], Any]:
+        """The function itself: a coroutine function, or with ``thread=True`` a plain one."""
         ...
 
     async def one(self, item: K, /, *args: P.args, **kwargs: P.kwargs) -> V:
@@ -111,17 +111,17 @@ class HooksMany:
 
 
 def build_many(
-    function: Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, V]]],
+    function: Callable[Concatenate[list[K], P], Any],
     rules: Rules,
     hooks: HooksMany,
     window: float,
-) -> CachedBatch[K, P, V]:
+) -> CachedBatch[K, P, Any]:
     """Return the cached form of ``function``.
 
     Raises:
         ConfigurationError: its first parameter cannot be the items, or rules that name parameters it does not have.
     """
-    behind: _Behind[K, V] = _Behind(function, rules, hooks, window)
+    behind: _Behind[K, Any] = _Behind(function, rules, hooks, window)
 
     async def wrapper(*args: Any, **kwargs: Any) -> dict[Any, Any]:
         return await behind.load_many(args, kwargs)
@@ -129,14 +129,14 @@ def build_many(
     update_wrapper(wrapper, function)
     for name in ("one", "key", "invalidate", "invalidate_all", "refresh", "bypass", "peek", "set", "stats"):
         setattr(wrapper, name, getattr(behind, name))
-    return typing.cast("CachedBatch[K, P, V]", wrapper)
+    return typing.cast("CachedBatch[K, P, Any]", wrapper)
 
 
 class _Behind(Generic[K, V]):
     """What stands behind one wrapper."""
 
     def __init__(self, function: Callable[..., Any], rules: Rules, hooks: HooksMany, window: float) -> None:
-        self._function: Final = function
+        self._function: Final = in_thread(function) if rules.thread else function
         self._rules: Final = rules
         self._hooks: Final = hooks
         hints = type_hints(function)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -249,6 +250,23 @@ async def test_functions_that_cannot_take_items_are_refused(cache: Cache):
         cache.cached_many(keyword)  # type: ignore[call-overload, arg-type, unused-ignore]
     with pytest.raises(ConfigurationError, match="batch_window"):
         cache.cached_many(batch_window=-1)
+
+
+async def test_a_function_that_blocks_may_run_in_a_thread(cache: Cache):
+    """One thread for one call."""
+    threads: list[int] = []
+
+    @cache.cached_many(thread=True)
+    def read(ids: list[int]) -> dict[int, int]:
+        threads.append(threading.get_ident())
+        return {item: 2 * item for item in ids}
+
+    assert await read([1, 2]) == {1: 2, 2: 4}
+    assert await asyncio.gather(read.one(3), read.one(4)) == [6, 8]
+    assert await read.bypass([5]) == {5: 10}
+    assert len(threads) == 3
+    assert threading.get_ident() not in threads
+    assert inspect.iscoroutinefunction(read)
 
 
 # Laws ----------------------------------------------------------------------------------------------------------------

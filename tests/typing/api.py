@@ -218,7 +218,14 @@ async def get_names(ids: list[str], /, session: Session) -> Mapping[str, str | N
     return {}
 
 
+@CACHE.cached_many(thread=True)
+def read_users(ids: list[int]) -> dict[int, User]:
+    return {}
+
+
 async def many() -> None:
+    assert_type(await read_users([1]), dict[int, User])
+    assert_type(await read_users.one(1), User)
     assert_type(await get_users([1, 2]), dict[int, User])
     assert_type(await get_users((1, 2), verbose=True), dict[int, User])
     assert_type(await get_users.one(1, verbose=True), User)
