@@ -58,9 +58,7 @@ class _Attempt:
     stale: Received | None = None
     cells: tuple[TagCell, ...] = ()
     tokens: dict[str, bytes] = field(default_factory=dict)
-    context: LoadContext | None = None
-    """What its loader says."""
-    heard: set[str] = field(default_factory=set)
+    heard: set[str] | None = None
     """The tags that were invalidated in this process while the loader ran."""
     served: bool = False
     """Whether somebody has an answer already, so that the load is no miss."""
@@ -180,7 +178,7 @@ class Staircase:
             attempt.stale = received
             return await self._load(attempt, flight)
         finally:
-            self._scope.watch.close(key, attempt.mark)
+            self._end(attempt)
 
     async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
         """Load although there may be a fresh value: of what is there, only the version matters."""
@@ -196,7 +194,12 @@ class Staircase:
                 attempt.stale = self._stale(record, self._now(), load.type)
             return await self._load(attempt, flight)
         finally:
-            self._scope.watch.close(load.key, attempt.mark)
+            self._end(attempt)
+
+    def _end(self, attempt: _Attempt) -> None:
+        self._scope.watch.close(attempt.load.key, attempt.mark)
+        if attempt.heard is not None:
+            self._scope.tags.unlisten(attempt.heard)
 
     async def _look(self, attempt: _Attempt, remote: Remote) -> Received | None:
         """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
@@ -224,17 +227,10 @@ class Staircase:
         if flight.abandoned:
             # A client library may have swallowed the cancellation on the way here.
             raise asyncio.CancelledError
-        attempt.context = context = LoadContext(load.key, load.tags, self._entry(stale, load.policy))
+        context = LoadContext(load.key, load.tags, self._entry(stale, load.policy))
         flight.tags = context.tags  # the same set: what the loader adds is found by an invalidation
         running_load.set(context)  # in the flight's own copy of the context
         attempt.heard = self._scope.tags.listen()
-        try:
-            return await self._load_and_fill(attempt, context, flight)
-        finally:
-            self._scope.tags.unlisten(attempt.heard)
-
-    async def _load_and_fill(self, attempt: _Attempt, context: LoadContext, flight: Flight) -> Any:
-        load, stale = attempt.load, attempt.stale
         load.counters.loads += 1
         started = self._now()
         try:
@@ -301,8 +297,10 @@ class Staircase:
     async def _fill(self, attempt: _Attempt, context: LoadContext, value: Any, took: float) -> None:
         """Step 9: store the loaded value, unless anything wrote the key or its tags since the load looked."""
         load, remote = attempt.load, attempt.remote
-        late = tag_names(context.tags.difference(load.tags))
-        taken = attempt.heard.isdisjoint(late) and (not late or await self._take_late_tags(attempt, late))
+        taken = True
+        if added := context.tags.difference(load.tags):
+            late = tag_names(added)
+            taken = (attempt.heard or set()).isdisjoint(late) and await self._take_late_tags(attempt, late)
         if not (taken and attempt.current):
             self._notes.refused(load.key, load.counters)
             return
