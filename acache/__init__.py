@@ -24,7 +24,9 @@ from .errors import (
     ValueTooLarge,
 )
 from .events import Event, Observer, Stats
+from .loading import LoadContext, current_load
 from .memoize import CachedFunction
+from .memoize_many import CachedBatch
 from .memory import Memory
 from .policy import DEFAULT, Policy
 
@@ -38,6 +40,7 @@ __all__ = [
     "BackendUnavailable",
     "Cache",
     "CacheClosed",
+    "CachedBatch",
     "CachedFunction",
     "Clock",
     "Codec",
@@ -49,6 +52,7 @@ __all__ = [
     "Event",
     "InvalidKey",
     "KeyMissing",
+    "LoadContext",
     "LoadTimeout",
     "Memory",
     "MemoryBackend",
@@ -62,6 +66,7 @@ __all__ = [
     "Unsupported",
     "ValueTooLarge",
     "cached",
+    "current_load",
 ]
 
 __version__ = "0.1.0"

@@ -7,11 +7,11 @@ its own (`acache.staircase`), and so has how values get into and out of the tier
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypeVar, cast, overload
+from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from .backends.base import Backend
 from .backends.urls import open_backend
@@ -23,7 +23,8 @@ from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
 from .inputs import check_delta, check_loader, check_parts, refuse_lease, several, tag_names
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
-from .memoize import CachedFunction, Hooks, Rules, build, key_prefix
+from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
+from .memoize_many import CachedBatch, HooksMany, build_many
 from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
@@ -32,13 +33,31 @@ from .tiers import MISS, Extra, Received, Shared, Tiers, until_due
 
 __all__ = ["Cache", "cached"]
 
+K = TypeVar("K", bound=Hashable)
 P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T")
 D = TypeVar("D")
 Ttl = Seconds | Default | None
+TtlRule = Ttl | Callable[[Any], Seconds | None]
 
 _GRACE: Final = 1.0
+
+
+class FunctionRules(TypedDict, total=False):
+    """The rules of one function; `Cache.cached` says what they mean."""
+
+    ttl: TtlRule
+    key: str | Callable[..., str] | None
+    tags: Iterable[str]
+    ignore: Iterable[str]
+    version: str | int | None
+    condition: Callable[[Any], bool] | None
+    negative_ttl: Seconds | Default | None
+    stale_while_revalidate: Seconds | Default
+    stale_if_error: Seconds | Default
+    type: Any
+    policy: Policy | None
 
 
 class Cache:
@@ -391,24 +410,24 @@ class Cache:
                 self._notes.miss(key)
         return found
 
-    async def _find(self, keys: Iterable[str], type_: Any) -> dict[str, Any]:
+    async def _find(self, keys: Iterable[str], type_: Any, counters: Counters | None = None) -> dict[str, Any]:
         """Return the fresh values, and count the hits; the misses are the caller's."""
         if self._scope.space is None:
             self._tiers.check_open()
-            return {} if self._remote is None else await self._get_far(list(keys), type_)
+            return {} if self._remote is None else await self._get_far(list(keys), type_, counters)
         found: dict[str, Any] = {}
         missing: list[str] = []
         for key in keys:
-            value = self._tiers.find_fresh(key, type_)
+            value = self._tiers.find_fresh(key, type_, counters)
             if value is MISS:
                 missing.append(key)
             else:
                 found[key] = value
         if missing and self._remote is not None:
-            found |= await self._get_far(missing, type_)
+            found |= await self._get_far(missing, type_, counters)
         return found
 
-    async def _get_far(self, keys: list[str], type_: Any) -> dict[str, Any]:
+    async def _get_far(self, keys: list[str], type_: Any, counters: Counters | None) -> dict[str, Any]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         watch = self._scope.watch
         # Without a near tier nothing is kept of what is read.
@@ -423,7 +442,7 @@ class Cache:
         finally:
             for key, mark in marks.items():
                 watch.close(key, mark)
-        self._notes.hits_far(found)
+        self._notes.hits_far(found, counters)
         return found
 
     async def _receive_many(self, keys: list[str], type_: Any) -> dict[str, Received]:
@@ -741,7 +760,7 @@ class Cache:
         key: str,
         loader: Callable[[], Awaitable[T]],
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         stale_while_revalidate: Seconds | Default = DEFAULT,
         stale_if_error: Seconds | Default = DEFAULT,
         tags: Iterable[str] = (),
@@ -757,7 +776,7 @@ class Cache:
         Args:
             key: any non-empty text.
             loader: called without arguments; its result is awaited.
-            ttl: as for `set`.
+            ttl: as for `set`; or a function of the loaded value that returns it.
             stale_while_revalidate: seconds after ttl in which the old value is returned while one load runs behind.
             stale_if_error: seconds after ttl in which the old value is returned if the loader raises.
             tags: names under which `invalidate_tags` finds the value.
@@ -770,7 +789,7 @@ class Cache:
             EncodeError: the loaded value cannot be stored.
             Exception: whatever ``loader`` raised, as it is; it is not cached.
         """
-        plan, names = self._policy, cast("tuple[str, ...]", ())
+        plan, names, rule = self._policy, cast("tuple[str, ...]", ()), None
         if not (
             ttl is stale_while_revalidate is stale_if_error is DEFAULT
             and policy is None
@@ -778,7 +797,7 @@ class Cache:
             and callable(loader)
         ):
             check_loader(loader)
-            plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
+            plan, rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
             names = tag_names(tags)
         if plan is self._policy or not ahead(plan):
             try:  # the same hit path as in get()
@@ -789,14 +808,15 @@ class Cache:
                     return value  # type: ignore[no-any-return]
             except (KeyError, TypeError):
                 pass
-        return await self._staircase.resolve(Load(check_key(key), loader, plan, self._counters, names, type))  # type: ignore[no-any-return]
+        load = Load(check_key(key), loader, plan, self._counters, names, type, None, rule)
+        return await self._staircase.resolve(load)  # type: ignore[no-any-return]
 
     async def refresh(
         self,
         key: str,
         loader: Callable[[], Awaitable[T]],
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         tags: Iterable[str] = (),
         type: Any = None,
         policy: Policy | None = None,
@@ -807,8 +827,8 @@ class Cache:
             RecursiveLoad, LoadTimeout, EncodeError, Exception: as for `get_or_load`.
         """
         check_loader(loader)
-        plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
-        load = Load(check_key(key), loader, plan, self._counters, tag_names(tags), type)
+        plan, rule = self._plan(policy, ttl, DEFAULT, DEFAULT)
+        load = Load(check_key(key), loader, plan, self._counters, tag_names(tags), type, None, rule)
         return await self._staircase.reload(load)  # type: ignore[no-any-return]
 
     async def load_many(
@@ -816,7 +836,7 @@ class Cache:
         keys: Iterable[str],
         loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         tags: Iterable[str] = (),
         type: Any = None,
         policy: Policy | None = None,
@@ -830,18 +850,33 @@ class Cache:
             Exception: as for `get_or_load`; one failing key fails the call, and the others are stored all the same.
         """
         check_loader(loader)
-        plan = self._plan(policy, ttl, DEFAULT, DEFAULT)
+        plan, rule = self._plan(policy, ttl, DEFAULT, DEFAULT)
         names = tag_names(tags)
         wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
-        values: dict[str, T] = await self._find(wanted, type)
+
+        def make(key: str, call: Callable[[], Awaitable[Any]]) -> Load:
+            return Load(key, call, plan, self._counters, names, type, None, rule)
+
+        return await self._load_many(wanted, loader, make, counters=self._counters, type_=type)
+
+    async def _load_many(
+        self,
+        wanted: Sequence[str],
+        loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
+        make: Callable[[str, Callable[[], Awaitable[Any]]], Load],
+        *,
+        counters: Counters,
+        type_: Any,
+        fresh: bool = True,
+    ) -> dict[str, T]:
+        """Return the values; ``make`` writes the load of a key.  Without ``fresh``, load what is fresh too."""
+        values: dict[str, T] = await self._find(wanted, type_, counters) if fresh else {}
         missing = [key for key in wanted if key not in values]
         if not missing:
             return values
         batch: Batch[T] = Batch(missing, loader, self._scope.batches)
-        loads = [
-            self._one_of(batch, Load(key, partial(batch.load, key), plan, self._counters, names, type))
-            for key in missing
-        ]
+        answer = self._staircase.resolve if fresh else self._staircase.reload
+        loads = [self._one_of(batch, make(key, partial(batch.load, key)), answer) for key in missing]
         results = await asyncio.gather(*loads, return_exceptions=True)
         for key, result in zip(missing, results, strict=True):
             if isinstance(result, NotLoaded):
@@ -851,19 +886,24 @@ class Cache:
             values[key] = result
         return {key: values[key] for key in wanted if key in values}
 
-    async def _one_of(self, batch: Batch[Any], load: Load) -> Any:
+    async def _one_of(self, batch: Batch[Any], load: Load, answer: Callable[[Load], Awaitable[Any]]) -> Any:
         if self._scope.flights.current(load.key) is not None:
             # It will be loaded by others.  To wait for that before loading the rest could be a deadlock: two calls,
             # each with a key that the other one is about to load.
             batch.decided(load.key)
         try:
-            return await self._staircase.resolve(load)
+            return await answer(load)
         finally:
             batch.decided(load.key)
 
-    def _plan(self, policy: Policy | None, ttl: Ttl, swr: Seconds | Default, sie: Seconds | Default) -> Policy:
-        """Return the policy of one call."""
+    def _plan(
+        self, policy: Policy | None, ttl: TtlRule, swr: Seconds | Default, sie: Seconds | Default
+    ) -> tuple[Policy, Callable[[Any], Seconds | None] | None]:
+        """Return the policy of one call, and the rule for its ttl if that depends on the value."""
         base = policy or self._policy
+        rule: Callable[[Any], Seconds | None] | None = None
+        if not isinstance(ttl, Default) and callable(ttl):
+            rule, ttl = ttl, DEFAULT
         if policy is not None:
             check_parts(policy=policy)
             refuse_lease(base)
@@ -877,7 +917,7 @@ class Cache:
             plan = self._plans.get((base, ttl, swr, sie)) or self._make_plan(base, ttl, swr, sie)
         if plan is not self._policy and self._shared.memory is not None:
             self._shared.memory.keep_stale = max(self._shared.memory.keep_stale, plan.stale_for)
-        return plan
+        return plan, rule
 
     def _make_plan(self, base: Policy, ttl: Any, swr: Any, sie: Any) -> Policy:
         changes = {"ttl": ttl, "stale_while_revalidate": swr, "stale_if_error": sie}
@@ -889,12 +929,21 @@ class Cache:
 
     # Decorating -----------------------------------------------------------------------------------------------------
 
+    @overload
+    def cached(
+        self, function: None = None, /, *, thread: Literal[False] = ..., **rules: Unpack[FunctionRules]
+    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]: ...
+    @overload
+    def cached(
+        self, function: None = None, /, *, thread: Literal[True], **rules: Unpack[FunctionRules]
+    ) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+
     def cached(
         self,
         function: None = None,
         /,
         *,
-        ttl: Ttl = DEFAULT,
+        ttl: TtlRule = DEFAULT,
         key: str | Callable[..., str] | None = None,
         tags: Iterable[str] = (),
         ignore: Iterable[str] = (),
@@ -905,14 +954,15 @@ class Cache:
         stale_if_error: Seconds | Default = DEFAULT,
         type: Any = None,
         policy: Policy | None = None,
-    ) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
+        thread: bool = False,
+    ) -> Callable[[Callable[P, Any]], CachedFunction[P, Any]]:
         """Decorate a coroutine function: its results are cached by its arguments.
 
         ``f(1)``, ``f(user_id=1)`` and the default spelling are one key; ``1``, ``1.0``, ``True`` and ``"1"`` are four.
 
         Args:
             function: nothing; the parentheses are needed.
-            ttl: as for `set`.
+            ttl: as for `set`; or a function of the result that returns it.
             key: a template such as ``"user:{user_id}"``, or a function of the same arguments that returns the key; by
                 default the function's full name and all its arguments.
             tags: templates too; see `invalidate_tags`.
@@ -924,25 +974,125 @@ class Cache:
             stale_if_error: as for `get_or_load`.
             type: what a far value is decoded as; by default the return annotation.
             policy: replaces the cache's policy for this function; the rules named above win over it.
+            thread: the function is a synchronous one that blocks: call it in a worker thread.  A thread cannot be
+                stopped: one that nobody waits for any more runs to its end, and its result is dropped.
 
         Raises:
-            ConfigurationError: not a coroutine function, or a template or ``ignore`` that names no parameter.
+            ConfigurationError: not a coroutine function (with ``thread=True``: one), or a template or ``ignore`` that
+                names no parameter.
         """
         if function is not None:
             msg = "write @cache.cached() with parentheses: the rules go there"
             raise ConfigurationError(msg)
-        plan = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
-        if negative_ttl is not DEFAULT:
-            plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
-        rules = Rules(policy=plan, key=key, tags=tags, ignore=ignore, version=version, condition=condition, type=type)
+        rules = self._rules(
+            ttl=ttl,
+            key=key,
+            tags=tags,
+            ignore=ignore,
+            version=version,
+            condition=condition,
+            negative_ttl=negative_ttl,
+            stale_while_revalidate=stale_while_revalidate,
+            stale_if_error=stale_if_error,
+            type=type,
+            policy=policy,
+            thread=thread,
+        )
 
-        def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> CachedFunction[P, R]:
-            return build(function, rules, self._hooks(function, rules))
+        def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
+            check_function(function, thread=thread)
+            self._check_name(function, rules)
+            return build(function, rules, self._hooks(rules))
 
         return decorate
 
-    def _hooks(self, function: Any, rules: Rules) -> Hooks:
-        if rules.key is None and hasattr(function, "__qualname__"):
+    def _rules(
+        self,
+        *,
+        ttl: TtlRule = DEFAULT,
+        negative_ttl: Seconds | Default | None = DEFAULT,
+        stale_while_revalidate: Seconds | Default = DEFAULT,
+        stale_if_error: Seconds | Default = DEFAULT,
+        policy: Policy | None = None,
+        **rules: Any,
+    ) -> Rules:
+        """Bring together what was said about one function, and the policy."""
+        plan, rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
+        if negative_ttl is not DEFAULT:
+            plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
+        return Rules(policy=plan, ttl=rule, **rules)
+
+    @overload
+    def cached_many(
+        self,
+        function: None = None,
+        /,
+        *,
+        batch_window: Seconds = ...,
+        thread: Literal[False] = ...,
+        **rules: Unpack[FunctionRules],
+    ) -> Callable[[Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]]], CachedBatch[K, P, R]]: ...
+    @overload
+    def cached_many(
+        self,
+        function: None = None,
+        /,
+        *,
+        batch_window: Seconds = ...,
+        thread: Literal[True],
+        **rules: Unpack[FunctionRules],
+    ) -> Callable[[Callable[Concatenate[list[K], P], Mapping[K, R]]], CachedBatch[K, P, R]]: ...
+
+    def cached_many(
+        self,
+        function: None = None,
+        /,
+        *,
+        batch_window: Seconds = 0,
+        thread: bool = False,
+        **rules: Unpack[FunctionRules],
+    ) -> Callable[[Callable[Concatenate[list[K], P], Any]], CachedBatch[K, P, Any]]:
+        """Decorate a coroutine function that loads many values at once: each value is cached under a key of its own.
+
+        Its first parameter takes a list of items, and it returns a dict of values by item.  It is called once for all
+        the items that are missing; an item that somebody is loading already is waited for.  ``function.one(item)``
+        collects the single items that are asked for in one turn of the event loop into one such call.
+
+        Args:
+            function: nothing; the parentheses are needed.
+            batch_window: seconds for which ``one`` collects, from the first item that is missing; zero for one turn.
+            thread: as for `cached`.
+            rules: those of `cached`.  In templates, and for a ``key=`` function, the first parameter is one item;
+                ``ttl=`` and ``condition=`` get one value; the decode type is that of the values.
+
+        Raises:
+            ConfigurationError: as for `cached`, or the first parameter cannot be the items.
+        """
+        if function is not None:
+            msg = "write @cache.cached_many() with parentheses: the rules go there"
+            raise ConfigurationError(msg)
+        window, made = seconds(batch_window, "batch_window"), self._rules(thread=thread, **rules)
+
+        def decorate(function: Callable[Concatenate[list[K], P], Any]) -> CachedBatch[K, P, Any]:
+            check_function(function, thread=thread)
+            self._check_name(function, made)
+            hooks = HooksMany(
+                load_many=self._load_many,
+                resolve=self._staircase.resolve,
+                delete_many=self.delete_many,
+                invalidate_all=self._invalidate_all,
+                peek=self.peek,
+                store=self.set,
+                counters=self._counters.part(),
+                clock=self._shared.clock,
+                tasks=self._scope.batches,
+            )
+            return build_many(function, made, hooks, window)
+
+        return decorate
+
+    def _check_name(self, function: Any, rules: Rules) -> None:
+        if rules.key is None:
             prefix = (self.namespace, key_prefix(function, rules.version))
             if prefix in self._shared.functions and getattr(function, "__closure__", None):
                 msg = (
@@ -951,21 +1101,38 @@ class Cache:
                 )
                 raise ConfigurationError(msg)
             self._shared.functions.add(prefix)
+
+    def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space
         direct = space is not None and self._records is space.records and not ahead(rules.policy)
         return Hooks(
             resolve=self._staircase.resolve,
             reload=self._staircase.reload,
             delete=self.delete,
+            invalidate_all=self._invalidate_all,
             peek=self.peek,
-            store=self._store,
+            store=self.set,
             counters=self._counters.part(),
             now=self._now,
             space=space if direct else None,
         )
 
-    async def _store(self, key: str, value: Any, policy: Policy, tags: tuple[str, ...]) -> None:
-        await self.set(key, value, ttl=policy.ttl, tags=tags)
+    async def _invalidate_all(self, binder: Binder) -> None:
+        self._tiers.check_open()
+        if binder.common_tags:
+            await self.invalidate_tags(*binder.common_tags)
+        elif self._remote is None and binder.prefix is not None:
+            records, prefix = {} if self._scope.space is None else self._scope.space.records, f"{binder.prefix}("
+            for key in [key for key in (*records, *self._running, *self._marks) if key.startswith(prefix)]:
+                self._tiers.forget(key)
+                self._tiers.drop(key)
+            self._notes.invalidated("delete", prefix)
+        else:
+            msg = (
+                f"{binder.owner}: invalidate_all() finds the results by a tag that all of them carry: give the function"
+                f" one without fields, as in tags=[{binder.owner.removesuffix('()')!r}]"
+            )
+            raise ConfigurationError(msg)
 
     def _breaker_changed(self, state: Literal["closed", "open", "half-open"]) -> None:
         logger.warning("the circuit breaker of %r is %s", self._shared.backend, state)
@@ -980,22 +1147,27 @@ class Cache:
         return replace(stats, evictions=memory.evictions, near_entries=memory.entries, near_bytes=memory.bytes)
 
 
+@overload
 def cached(
     function: None = None,
     /,
     *,
-    ttl: Ttl = DEFAULT,
-    max_entries: int = 10_000,
-    key: str | Callable[..., str] | None = None,
-    tags: Iterable[str] = (),
-    ignore: Iterable[str] = (),
-    condition: Callable[[Any], bool] | None = None,
-    negative_ttl: Seconds | Default | None = DEFAULT,
-    stale_while_revalidate: Seconds | Default = DEFAULT,
-    stale_if_error: Seconds | Default = DEFAULT,
-    policy: Policy | None = None,
-) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]:
-    """Decorate a coroutine function with a memory-only cache of its own, of ``max_entries``; see `Cache.cached`.
+    max_entries: int = ...,
+    thread: Literal[False] = ...,
+    **rules: Unpack[FunctionRules],
+) -> Callable[[Callable[P, Coroutine[Any, Any, R]]], CachedFunction[P, R]]: ...
+@overload
+def cached(
+    function: None = None, /, *, max_entries: int = ..., thread: Literal[True], **rules: Unpack[FunctionRules]
+) -> Callable[[Callable[P, R]], CachedFunction[P, R]]: ...
+
+
+def cached(
+    function: None = None, /, *, max_entries: int = 10_000, policy: Policy | None = None, **rules: Any
+) -> Callable[[Callable[P, Any]], CachedFunction[P, Any]]:
+    """Decorate a coroutine function with a memory-only cache of its own, of ``max_entries``.
+
+    The other rules are those of `Cache.cached`.
 
     Raises:
         ConfigurationError: as for `Cache.cached`.
@@ -1004,18 +1176,9 @@ def cached(
         msg = "write @cached() with parentheses: the rules go there"
         raise ConfigurationError(msg)
 
-    def decorate(function: Callable[P, Coroutine[Any, Any, R]]) -> CachedFunction[P, R]:
-        rules = Cache(memory=max_entries, policy=policy).cached(
-            ttl=ttl,
-            key=key,
-            tags=tags,
-            ignore=ignore,
-            condition=condition,
-            negative_ttl=negative_ttl,
-            stale_while_revalidate=stale_while_revalidate,
-            stale_if_error=stale_if_error,
-        )
-        return rules(function)
+    def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
+        decorator: Callable[..., CachedFunction[P, Any]] = Cache(memory=max_entries, policy=policy).cached(**rules)
+        return decorator(function)
 
     return decorate
 

@@ -2,7 +2,8 @@
 
 On the wire a key is ``namespace::key``, and without a namespace just ``key``.  A namespace never contains ``::`` and
 never ends in ``:``, so the first ``::`` always ends it.  What begins with ``@`` after it is acache's own: ``@tag:...``
-records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users' keys that begin with ``@`` themselves.
+and ``@invalidated:...`` records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users' keys that begin
+with ``@`` themselves.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import enum
 import json
 import re
 import string
-from collections.abc import Callable, Iterable, Mapping
-from datetime import date, datetime, time, timedelta
+import typing
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import partial
 from itertools import pairwise
+from types import FunctionType
 from typing import Any, Final
 
 from .errors import ConfigurationError, InvalidKey, short
@@ -142,6 +145,10 @@ class WireKeys:
         """Return the wire key of a tag's token."""
         return self._fit(self._internal(f"@tag:{tag}"))
 
+    def invalidated(self, tag: str) -> str:
+        """Return the wire key of the note that a tag was invalidated a short time ago."""
+        return self._fit(self._internal(f"@invalidated:{tag}"))
+
     def _internal(self, name: str) -> str:
         return f"{self._prefix or '::'}{name}"
 
@@ -196,17 +203,49 @@ def argument_text(value: Any) -> str:
         return f"UUID<{value}>"
     if (path := getattr(value, "__fspath__", None)) is not None:
         return f"path<{json.dumps(path())}>"
-    if dataclasses.is_dataclass(value):
-        return _fields(cls, {field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    if (names := getattr(cls, "__struct_fields__", None)) is not None:
-        return _fields(cls, {name: getattr(value, name) for name in names})
-    if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_fields"):
-        return _fields(cls, {name: getattr(value, name) for name in cls.model_fields})
+    names = _field_names(cls)
+    fields = None if names is None else _fields(cls, {name: getattr(value, name) for name in names} | _beyond(value))
     for base, write in _PLAIN.items():
         if base is not type(None) and isinstance(value, base):
-            return f"{_name(cls)}<{write(value)}>"
-    msg = f"a {_name(cls)} has no text that is the same in every process"
-    raise TypeError(msg)
+            return f"{fields or _name(cls)}<{write(value)}>"
+    if fields is None:
+        raise _unstable(cls)
+    return fields
+
+
+def _unstable(cls: type) -> TypeError:
+    return TypeError(f"a {_name(cls)} has no text that is the same in every process")
+
+
+def _field_names(cls: Any) -> Collection[str] | None:
+    """Return the declared fields of a dataclass, an attrs class, a msgspec struct or a pydantic model."""
+    if dataclasses.is_dataclass(cls):
+        return [field.name for field in dataclasses.fields(cls)]
+    if (attributes := getattr(cls, "__attrs_attrs__", None)) is not None:
+        return [attribute.name for attribute in attributes]
+    if (names := getattr(cls, "__struct_fields__", None)) is not None:
+        return tuple(names)
+    if hasattr(cls, "__pydantic_validator__") and hasattr(cls, "model_fields"):
+        return dict(cls.model_fields)
+    return None
+
+
+def _beyond(value: Any) -> dict[str, Any]:
+    """Return what a value with fields holds besides them: the extra and private attributes of a pydantic model.
+
+    Raises:
+        TypeError: a subclass that does not declare its attributes, so that two different values would look the same.
+    """
+    cls = type(value)
+    if hasattr(cls, "__pydantic_fields_set__"):
+        more = (value.__pydantic_extra__, value.__pydantic_private__)
+        return {name: held[name] for held in more if held for name in sorted(held)}
+    if dataclasses.is_dataclass(cls) and "__dataclass_fields__" not in vars(cls):
+        fields = {field.name for field in dataclasses.fields(cls)}
+        if undeclared := sorted(set(getattr(value, "__dict__", ())) - fields):
+            msg = f"a {_name(cls)} holds more than its fields: {', '.join(undeclared)}; make it a dataclass too"
+            raise TypeError(msg)
+    return {}
 
 
 def _name(cls: type) -> str:
@@ -233,6 +272,9 @@ def _mapping(value: Mapping[Any, Any]) -> str:
 
 
 def _moment(name: str, value: datetime | time) -> str:
+    zone = type(value.tzinfo)
+    if zone.__str__ is object.__str__ and zone.__repr__ in (object.__repr__, tzinfo.__repr__):
+        raise _unstable(zone)
     return f"{name}<{value.isoformat()},{value.fold},{value.tzinfo}>"
 
 
@@ -263,7 +305,8 @@ class Template:
     Different arguments never share a key: text that would read like another field's, or like a number, is escaped.
 
     Raises:
-        ConfigurationError: unknown parameters, positional fields, two fields with nothing between them.
+        ConfigurationError: unknown parameters, attributes that the declared type does not have, formats that it does
+            not take, positional fields, two fields with nothing between them.
     """
 
     __slots__ = ("_parts", "names", "text")
@@ -306,6 +349,9 @@ class Template:
                 msg = f"{owner}: {role}={text!r}: a format specification cannot hold fields"
                 raise ConfigurationError(msg)
             self.names.add(name)
+            if problem := _impossible(annotations[name], field, spec or "", conversion):
+                msg = f"{owner}: {role}={text!r}: {problem}"
+                raise ConfigurationError(msg)
             declared = annotations[name] if name == field else None
             self._parts.append(partial(_field_text, field, spec or "", conversion, declared, "".join(ends)))
 
@@ -316,6 +362,47 @@ class Template:
             InvalidKey: an argument has no stable text.
         """
         return "".join([part(arguments) for part in self._parts])
+
+
+_SAMPLES: Final[dict[Any, Any]] = {bool: True, int: 1, float: 1.0, str: "", bytes: b"", Decimal: Decimal(1)}
+"""For each type whose format specifications do not depend on the value, a value."""
+
+
+def _impossible(declared: Any, field: str, spec: str, conversion: str | None) -> str | None:
+    """Tell why a field cannot be written from a value of its declared type; ``None`` if it can, or nobody knows."""
+    for step in re.findall(r"[.\[][^.\[]*", field):
+        if step[0] == "[" or not isinstance(declared, type):
+            declared = None
+            break
+        name, owner = step[1:], declared
+        names = _field_names(owner) or getattr(owner, "_fields", None)
+        # Without fields and with a __dict__, attributes may be made by the constructor, and nothing lists them.
+        listed = names is not None or not owner.__dictoffset__
+        if listed and not hasattr(owner, name) and name not in (names or ()) and not _open(owner):
+            known = f" (there are: {', '.join(names)})" if names else ""
+            return f"{{{field}}}: a {owner.__qualname__} has no {name!r}{known}"
+        declared = _declared(owner, name)
+    sample = "" if conversion else _SAMPLES.get(declared)
+    if spec and sample is not None:
+        try:
+            format(sample, spec)
+        except (TypeError, ValueError) as error:
+            return f"{{{field}}} cannot be written as {spec!r}: {error}"
+    return None
+
+
+def _open(cls: Any) -> bool:
+    """Tell whether instances may have attributes that the class does not know of."""
+    if hasattr(cls, "__pydantic_validator__"):  # each model has a __getattr__
+        return bool(cls.model_config.get("extra") == "allow")
+    return hasattr(cls, "__getattr__") or isinstance(cls.__getattribute__, FunctionType)
+
+
+def _declared(cls: type, name: str) -> Any:
+    try:
+        return typing.get_type_hints(cls).get(name)
+    except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
+        return None
 
 
 def _field_text(
@@ -333,7 +420,11 @@ def _field_text(
     if conversion:
         value = string.Formatter().convert_field(value, conversion)
     if spec:
-        value = format(value, spec)
+        try:
+            value = format(value, spec)
+        except (TypeError, ValueError) as error:
+            msg = f"{{{field}:{spec}}} in a key template: {short(value)} cannot be written so ({error})"
+            raise InvalidKey(msg) from error
     if type(value) is str:
         text = _escape(value, ends)
         return f'"{text}"' if not (declared_str or spec) and _LITERAL.fullmatch(value) else text

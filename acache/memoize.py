@@ -9,20 +9,32 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
-from .errors import ConfigurationError, InvalidKey
+from .clock import Seconds
+from .errors import ConfigurationError, InvalidKey, short
 from .events import Counters, Stats
-from .keys import Template, arguments_text, check_key
-from .loading import Load
+from .keys import Template, argument_text, arguments_text, check_key
+from .loading import Load, LoadContext, running_load
 from .memory import Space
 from .policy import Policy
 
-__all__ = ["CachedFunction", "Hooks", "Rules", "build", "key_prefix"]
+__all__ = [
+    "Binder",
+    "CachedFunction",
+    "Hooks",
+    "Rules",
+    "build",
+    "check_function",
+    "in_thread",
+    "key_prefix",
+    "type_hints",
+]
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -53,8 +65,8 @@ class CachedFunction(Protocol[P, R]):
     def __get__(self: CachedFunction[Concatenate[S, Q], R], instance: S, owner: Any = None) -> CachedMethod[Q, R]: ...
 
     @property
-    def __wrapped__(self) -> Callable[P, Coroutine[Any, Any, R]]:
-        """The function itself."""
+    def __wrapped__(self) -> Callable[P, Any]:
+        """The function itself: a coroutine function, or with ``thread=True`` a plain one."""
         ...
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
@@ -63,6 +75,17 @@ class CachedFunction(Protocol[P, R]):
 
     async def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         """Remove the result for these arguments; see `acache.Cache.delete`."""
+        ...
+
+    async def invalidate_all(self) -> None:
+        """Remove every result of this function; see `acache.Cache.invalidate_tags`.
+
+        It finds them by those of the function's ``tags`` that have no fields; what else carries these goes too.
+
+        Raises:
+            ConfigurationError: there is no such tag, and there is a far tier or a ``key=``.
+            BackendError: the far tier did not confirm.
+        """
         ...
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -106,6 +129,10 @@ class CachedMethod(Protocol[P, R]):
         """See `CachedFunction.invalidate`."""
         ...
 
+    async def invalidate_all(self) -> None:
+        """See `CachedFunction.invalidate_all`."""
+        ...
+
     async def refresh(self, /, *args: Any, **kwargs: Any) -> R:
         """See `CachedFunction.refresh`."""
         ...
@@ -134,8 +161,9 @@ class Hooks:
     resolve: Callable[[Load], Awaitable[Any]]
     reload: Callable[[Load], Awaitable[Any]]
     delete: Callable[[str], Coroutine[Any, Any, bool]]
+    invalidate_all: Callable[[Binder], Awaitable[None]]
     peek: Callable[[str], Any]
-    store: Callable[[str, Any, Policy, tuple[str, ...]], Awaitable[None]]
+    store: Callable[..., Awaitable[None]]
     counters: Counters
     now: Callable[[], float]
     space: Space | None
@@ -147,84 +175,130 @@ class Rules:
     """What the user said about one function."""
 
     policy: Policy
+    ttl: Callable[[Any], Seconds | None] | None = None
     key: str | Callable[..., str] | None = None
     tags: Iterable[str] = ()
     ignore: Iterable[str] = ()
     version: str | int | None = None
     condition: Callable[[Any], bool] | None = None
     type: Any = None
+    thread: bool = False
 
 
 def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
-    """Return what the keys of a function begin with."""
-    return f"{function.__module__}.{function.__qualname__}{'' if version is None else f'@{version}'}"
+    """Return what the keys of a function begin with.
+
+    Raises:
+        ConfigurationError: a partial application of something that has no stable text.
+    """
+    named, fixed = _named(function), ""
+    if isinstance(function, partial):
+        try:
+            fixed = argument_text([function.args, function.keywords])
+        except (TypeError, RecursionError) as error:
+            msg = f"{_owner(function)}: what the partial application fixed has no stable key ({error}): pass key="
+            raise ConfigurationError(msg) from error
+    return f"{named.__module__}.{named.__qualname__}{fixed}{'' if version is None else f'@{version}'}"
 
 
-def build(function: Callable[P, Coroutine[Any, Any, R]], rules: Rules, hooks: Hooks) -> CachedFunction[P, R]:
+def build(function: Callable[P, Any], rules: Rules, hooks: Hooks) -> CachedFunction[P, Any]:
     """Return the cached form of ``function``.
 
     Raises:
-        ConfigurationError: not a coroutine function, or rules that name parameters it does not have.
+        ConfigurationError: rules that name parameters it does not have.
     """
-    _check(function)
     behind = _Behind(function, rules, hooks)
     wrapper: Any = _compile(behind)
-    update_wrapper(wrapper, function)
-    for name in ("key", "invalidate", "refresh", "bypass", "peek", "set", "stats"):
+    update_wrapper(wrapper, _named(function))
+    wrapper.__wrapped__ = function
+    for name in ("key", "invalidate", "invalidate_all", "refresh", "bypass", "peek", "set", "stats"):
         setattr(wrapper, name, getattr(behind, name))
-    return typing.cast("CachedFunction[P, R]", wrapper)
+    return typing.cast("CachedFunction[P, Any]", wrapper)
+
+
+def _named(function: Any) -> Any:
+    """Return what has the name: the function under a partial application."""
+    while isinstance(function, partial):
+        function = function.func
+    return function
+
+
+def _owner(function: Any) -> str:
+    named = _named(function)
+    return f"{named.__module__}.{named.__qualname__}()"
+
+
+def in_thread(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]]:
+    """Return a coroutine function that calls ``function`` in a worker thread."""
+    from anyio import to_thread  # noqa: PLC0415 - for those who use it
+
+    async def call(*args: Any, **kwargs: Any) -> R:
+        # Abandoned, because nothing can stop a thread: a caller who leaves, or load_timeout, need not wait for it.
+        return await to_thread.run_sync(partial(function, *args, **kwargs), abandon_on_cancel=True)
+
+    return call
 
 
 class _Behind:
     """What stands behind one wrapper: the long way of a call, and the helpers."""
 
-    def __init__(self, function: Callable[..., Coroutine[Any, Any, Any]], rules: Rules, hooks: Hooks) -> None:
-        self.function: Final = function
-        self.binder: Final = _Binder(function, rules)
+    def __init__(self, function: Callable[..., Any], rules: Rules, hooks: Hooks) -> None:
+        self.function: Final[Callable[..., Coroutine[Any, Any, Any]]] = (
+            in_thread(function) if rules.thread else function
+        )
+        self.binder: Final = Binder(function, rules)
         self.hooks: Final = hooks
         self.shortcuts: Final[dict[Any, Any]] = {}
         self._rules: Final = rules
         self._type: Final = rules.type if rules.type is not None else _return_type(function)
 
     async def load(self, name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
-        key = self.binder.key_of(arguments, call)
+        key = self.binder.key_of(arguments)
         value = await self.hooks.resolve(self._load(key, arguments, call))
         if self.hooks.space is not None:
             self._shorten(self.hooks.space, key, name, self.binder.key_values(arguments))
         return value
 
     def _load(self, key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[Any]]) -> Load:
-        rules = self._rules
-        return Load(
-            key, call, rules.policy, self.hooks.counters, self.binder.tags(arguments), self._type, rules.condition
-        )
+        rules, tags = self._rules, self.binder.tags(arguments)
+        return Load(key, call, rules.policy, self.hooks.counters, tags, self._type, rules.condition, rules.ttl)
 
     def _shorten(self, space: Space, key: str, name: Any, values: list[Any]) -> None:
         if all(type(value) in _EXACT or _is_uuid(value) for value in values) and name not in self.shortcuts:
             stored = space.records.get(key)
-            if stored is not None and stored[3] is None:
-                space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values))
+            if stored is not None:
+                cells = () if stored[3] is None else stored[3].cells
+                if len(cells) == len(self.binder.tag_templates):  # not where somebody else gave it other tags
+                    space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values, *cells))
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
-        return self.binder.key_of(*self.binder.bind_key(args, kwargs))
+        return self.binder.key_of(self.binder.bind_key(args, kwargs))
 
     async def invalidate(self, /, *args: Any, **kwargs: Any) -> bool:
         return await self.hooks.delete(self.key(*args, **kwargs))
 
+    async def invalidate_all(self) -> None:
+        await self.hooks.invalidate_all(self.binder)
+
     async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         arguments, call = self.binder.bind_all(args, kwargs), partial(self.function, *args, **kwargs)
-        return await self.hooks.reload(self._load(self.binder.key_of(arguments, call), arguments, call))
+        return await self.hooks.reload(self._load(self.binder.key_of(arguments), arguments, call))
 
     async def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
-        return await self.function(*args, **kwargs)
+        outer = running_load.set(LoadContext(""))
+        try:
+            return await self.function(*args, **kwargs)
+        finally:
+            running_load.reset(outer)
 
     def peek(self, /, *args: Any, **kwargs: Any) -> Any:
         return self.hooks.peek(self.key(*args, **kwargs))
 
     async def set(self, result: Any, /, *args: Any, **kwargs: Any) -> None:
-        arguments, call = self.binder.bind_key(args, kwargs)
-        key = self.binder.key_of(arguments, call)
-        await self.hooks.store(key, result, self._rules.policy, self.binder.tags(arguments))
+        arguments = self.binder.bind_key(args, kwargs)
+        key, rules = self.binder.key_of(arguments), self._rules
+        ttl = rules.policy.ttl if rules.ttl is None else rules.ttl(result)
+        await self.hooks.store(key, result, ttl=ttl, tags=self.binder.tags(arguments))
 
     def stats(self) -> Stats:
         return self.hooks.counters.snapshot()
@@ -234,77 +308,91 @@ def _is_uuid(value: object) -> bool:
     return type(value).__module__ == "uuid" and type(value).__name__ == "UUID"
 
 
-def _check(function: Any) -> None:
-    name = getattr(function, "__qualname__", repr(function))
+def check_function(function: Any, *, thread: bool) -> None:
+    """Check that a function can be cached.
+
+    Raises:
+        ConfigurationError: it cannot; the message says what would help.
+    """
+    name = getattr(_named(function), "__qualname__", repr(function))
     if isinstance(function, (classmethod, staticmethod)):
         msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
-    elif inspect.isasyncgenfunction(function):
-        msg = (
-            f"{name} is an async generator, whose items come one by one: cache a coroutine that returns a list of them"
-        )
-    elif not inspect.iscoroutinefunction(function):
-        msg = (
-            f"{name} is not a coroutine function: write it with async def"
-            " (for blocking code, await asyncio.to_thread(...) inside)"
-        )
-    elif not hasattr(function, "__qualname__"):
+    elif inspect.isasyncgenfunction(function) or (thread and inspect.isgeneratorfunction(function)):
+        kind = "a generator" if thread else "an async generator"
+        msg = f"{name} is {kind}, whose items come one by one: cache a function that returns a list of them"
+    elif thread and inspect.iscoroutinefunction(function):
+        msg = f"{name} is a coroutine function and does not block: leave thread=True out"
+    elif not thread and not inspect.iscoroutinefunction(function):
+        msg = f"{name} is not a coroutine function: write it with async def, or pass thread=True if it blocks"
+    elif not callable(function) or not hasattr(_named(function), "__qualname__"):
         msg = f"{name} has no name to make keys from: cache a function written with def"
     else:
         return
     raise ConfigurationError(msg)
 
 
-def _return_type(function: Any) -> Any:
+def type_hints(function: Any) -> dict[str, Any]:
+    """Return the annotations that can be evaluated."""
     try:
-        annotation = typing.get_type_hints(function).get("return")
+        return typing.get_type_hints(_named(function))
     except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
-        return None
+        return {}
+
+
+def _return_type(function: Any) -> Any:
+    annotation = type_hints(function).get("return")
     return None if annotation in (Any, type(None)) or isinstance(annotation, TypeVar) else annotation
 
 
-class _Binder:
+class Binder:
     """Arguments to keys and tags, for one function."""
 
-    def __init__(self, function: Callable[..., Any], rules: Rules) -> None:
+    def __init__(self, function: Callable[..., Any], rules: Rules, declared: Mapping[str, Any] | None = None) -> None:
         self.signature: Final = inspect.signature(function)
-        self._owner: Final = f"{function.__module__}.{function.__qualname__}()"
+        self.owner: Final = _owner(function)
         parameters = self.signature.parameters
         if isinstance(rules.ignore, str):
-            msg = f"{self._owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
+            msg = f"{self.owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
             raise ConfigurationError(msg)
+        outside = _named(function).__qualname__.rpartition(".")[0]
+        self._method: Final = next(iter(parameters), "") == "self" and outside.rpartition(".")[2] not in (
+            "",
+            "<locals>",
+        )
         self._ignored: Final = frozenset(rules.ignore)
         for name in sorted(self._ignored - set(parameters)):
-            msg = f"{self._owner}: ignore names {name!r}, which is not a parameter (there are: {', '.join(parameters)})"
+            msg = f"{self.owner}: ignore names {name!r}, which is not a parameter (there are: {', '.join(parameters)})"
             raise ConfigurationError(msg)
         kept = [parameter for name, parameter in parameters.items() if name not in self._ignored]
         self._key_signature: Final = inspect.Signature(kept)
         self.key_names: Final = [parameter.name for parameter in kept]
         self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
         annotations = {name: parameter.annotation for name, parameter in parameters.items()}
-        self._prefix: Final = key_prefix(function, rules.version)
+        annotations |= type_hints(function) | dict(declared or {})
+        self.prefix: Final = None if rules.key is not None else key_prefix(function, rules.version)
         self._made: Final = rules.key if callable(rules.key) else None
         self._template: Template | None = None
         if isinstance(rules.key, str):
             if not rules.key:
-                msg = f"{self._owner}: key='' is empty: leave it out for a key made of all arguments"
+                msg = f"{self.owner}: key='' is empty: leave it out for a key made of all arguments"
                 raise ConfigurationError(msg)
-            self._template = Template(rules.key, annotations, self._owner)
+            self._template = Template(rules.key, annotations, self.owner)
             if self._template.names & self._ignored:
-                msg = f"{self._owner}: key={rules.key!r} uses a parameter that ignore leaves out"
+                msg = f"{self.owner}: key={rules.key!r} uses a parameter that ignore leaves out"
                 raise ConfigurationError(msg)
         elif rules.key is not None and self._made is None:
-            msg = f"{self._owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
+            msg = f"{self.owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
             raise ConfigurationError(msg)
         if isinstance(rules.tags, str) or not isinstance(rules.tags, Iterable):
-            msg = f"{self._owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
+            msg = f"{self.owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
             raise ConfigurationError(msg)
         for tag in rules.tags:
             if not isinstance(tag, str) or not tag:
-                msg = f"{self._owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
+                msg = f"{self.owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
                 raise ConfigurationError(msg)
-        self.tag_templates: Final = [Template(tag, annotations, self._owner, "tag") for tag in rules.tags]
+        self.tag_templates: Final = [Template(tag, annotations, self.owner, "tag") for tag in rules.tags]
         if rules.condition is not None and not callable(rules.condition):
-            msg = f"{self._owner}: condition={rules.condition!r}: pass a function of the result"
+            msg = f"{self.owner}: condition={rules.condition!r}: pass a function of the result"
             raise ConfigurationError(msg)
         self._version: Final = "" if rules.version is None else f"@{rules.version}"
 
@@ -312,29 +400,47 @@ class _Binder:
         """Return the arguments that make the key, in their order."""
         return [arguments[name] for name in self.key_names]
 
-    def key_of(self, arguments: Mapping[str, Any], call: partial[Any]) -> str:
+    def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
         if self._template is not None:
             return check_key(self._template(arguments) + self._version)
-        if self._made is not None:
-            return check_key(self._made(*call.args, **call.keywords)) + self._version
         kept = {name: arguments[name] for name in self.key_names}
-        return f"{self._prefix}({arguments_text(kept, self._owner)})"
+        if self._made is not None:
+            bound = inspect.BoundArguments(self._key_signature, OrderedDict(kept))
+            return check_key(self._made(*bound.args, **bound.kwargs)) + self._version
+        return f"{self.prefix}({arguments_text(kept, self.owner)})"
 
     def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags for bound arguments."""
         return tuple(dict.fromkeys(template(arguments) for template in self.tag_templates))
 
+    @property
+    def common_tags(self) -> tuple[str, ...]:
+        """The tags that every result of the function carries."""
+        return tuple([template({}) for template in self.tag_templates if not template.names])
+
+    def bound(self, arguments: dict[str, Any]) -> inspect.BoundArguments:
+        """Return the call that passes ``arguments``."""
+        return inspect.BoundArguments(self.signature, OrderedDict(arguments))
+
     def bind_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Bind a whole call."""
-        return _bind(self.signature, args, kwargs, self._owner)
+        return self._with_instance(_bind(self.signature, args, kwargs, self.owner))
 
-    def bind_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[dict[str, Any], partial[Any]]:
+    def bind_key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """Bind the arguments that make the key; those of ``ignore`` are not among them."""
-        return _bind(self._key_signature, args, kwargs, self._owner), partial(_nothing, *args, **kwargs)
+        return self._with_instance(_bind(self._key_signature, args, kwargs, self.owner))
 
+    def _with_instance(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Check that a helper of a method got its instance, and no argument in its place.
 
-def _nothing(*_: object, **__: object) -> None: ...
+        ``shop.price.invalidate(1)`` would make a key from ``self=1`` if the other parameter has a default, and remove
+        nothing.
+        """
+        if self._method and type(arguments.get("self", self)).__module__ == "builtins":
+            msg = f"{self.owner}: self={short(arguments['self'])}: the helpers of a method take the instance first"
+            raise InvalidKey(msg)
+        return arguments
 
 
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], owner: str) -> dict[str, Any]:
@@ -369,15 +475,15 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
     """Write the wrapper for one signature.
 
     A hit is one dict, one clock, one identity check per argument (``1``, ``True`` and ``1.0`` are one key to a dict and
-    three to us) and the note for LRU.
+    three to us), one look at each tag and the note for LRU.
     """
-    function, binder, hooks = behind.function, behind.binder, behind.hooks
+    binder, hooks = behind.binder, behind.hooks
     space = hooks.space
     names = binder.key_names
     mark = "_"  # what no parameter begins with, so that no name of ours hides one of theirs
     while any(name.startswith(mark) for name in binder.signature.parameters):
         mark += "_"
-    scope: dict[str, Any] = {f"{mark}load": behind.load, f"{mark}partial": partial, f"{mark}function": function}
+    scope: dict[str, Any] = {f"{mark}load": behind.load, f"{mark}partial": partial, f"{mark}function": behind.function}
     name, hit = "None", ""
     if space is not None and binder.simple:
         name = names[0] if len(names) == 1 else f"({', '.join(names)})"
@@ -385,11 +491,12 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
         same = [
             f"({old} is {new} or {old}.__class__ is {new}.__class__)" for old, new in zip(stored, names, strict=True)
         ]
+        cells = [f"{mark}cell_{index}" for index in range(len(binder.tag_templates))]
         hit = _HIT.format(
             _=mark,
             name=name,
-            stored="".join([f", {old}" for old in stored]),
-            same="".join([f" and {test}" for test in same]),
+            stored="".join([f", {one}" for one in (*stored, *cells)]),
+            same="".join([f" and {test}" for test in (*same, *[f"not {cell}.spoilt" for cell in cells])]),
         )
         scope |= {
             f"{mark}shortcuts": behind.shortcuts,
@@ -407,7 +514,7 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
         arguments=f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}",
         call=", ".join(call),
     )
-    exec(compile(source, f"<acache wrapper of {function.__qualname__}>", "exec"), scope)  # noqa: S102 - names only
+    exec(compile(source, f"<acache wrapper of {binder.owner}>", "exec"), scope)  # noqa: S102 - names only
     compiled: Callable[..., Any] = scope["wrapper"]
     return compiled
 

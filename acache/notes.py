@@ -70,9 +70,9 @@ class Notes:
         if self._observers:
             emit(self._observers, Hit(namespace=self._namespace, key=key, tier=tier, stale=stale))
 
-    def hits_far(self, keys: Collection[str]) -> None:
+    def hits_far(self, keys: Collection[str], counters: Counters | None = None) -> None:
         """Values were found in the far tier."""
-        self.counters.hits_far += len(keys)
+        (counters or self.counters).hits_far += len(keys)
         if self._observers:
             for key in keys:
                 emit(self._observers, Hit(namespace=self._namespace, key=key, tier="far", stale=False))

@@ -409,8 +409,22 @@ class Remote:
         await self._call(self._backend.set, wire, token, ttl=TAG_TTL)
         return token
 
+    async def late_tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes] | None:
+        """Read the tokens of tags that a load learnt of while it ran, making those that are missing.
+
+        ``None``: one of them was invalidated a short time ago, perhaps after the load had read what it is made of.
+
+        An invalidation writes its note first and the token second, and here they are read in the opposite order: who
+        sees the new token sees the note too, and who sees the old one stores what is invalid at once.  The note is
+        there for longer than any load may take to its fill.
+        """
+        tokens = await self.make_tag_tokens(tags)
+        return None if await self._get_many([self._keys.invalidated(tag) for tag in tags]) else tokens
+
     async def replace_tag_tokens(self, tags: Iterable[str]) -> None:
         """Give tags new tokens: what carries the old ones is invalid from now on."""
+        tags = tuple(tags)
+        await self._set_many({self._keys.invalidated(tag): new_token() for tag in tags}, TOMBSTONE_TTL)
         await self._set_many({self._keys.tag(tag): new_token() for tag in tags}, TAG_TTL)
 
     # Bulk, with or without the engine's help ------------------------------------------------------------------------

@@ -18,10 +18,12 @@ from typing import Any, Final, NamedTuple
 from .backends.base import Version
 from .clock import FOREVER, ttl_seconds
 from .coherence import TagCell
+from .entry import Entry
 from .errors import BackendError, LoadTimeout
-from .loading import UNSERVED, Flight, Load, Mark, NotLoaded
+from .inputs import tag_names
+from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
 from .memory import Record
-from .policy import Policy
+from .policy import DEFAULT, Policy
 from .remote import FILL_WITHIN, Remote
 from .tiers import Received, Tiers, until_due
 
@@ -56,6 +58,8 @@ class _Attempt:
     stale: Received | None = None
     cells: tuple[TagCell, ...] = ()
     tokens: dict[str, bytes] = field(default_factory=dict)
+    heard: set[str] | None = None
+    """The tags that were invalidated in this process while the loader ran."""
     served: bool = False
     """Whether somebody has an answer already, so that the load is no miss."""
 
@@ -174,7 +178,7 @@ class Staircase:
             attempt.stale = received
             return await self._load(attempt, flight)
         finally:
-            self._scope.watch.close(key, attempt.mark)
+            self._end(attempt)
 
     async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
         """Load although there may be a fresh value: of what is there, only the version matters."""
@@ -190,7 +194,12 @@ class Staircase:
                 attempt.stale = self._stale(record, self._now(), load.type)
             return await self._load(attempt, flight)
         finally:
-            self._scope.watch.close(load.key, attempt.mark)
+            self._end(attempt)
+
+    def _end(self, attempt: _Attempt) -> None:
+        self._scope.watch.close(attempt.load.key, attempt.mark)
+        if attempt.heard is not None:
+            self._scope.tags.unlisten(attempt.heard)
 
     async def _look(self, attempt: _Attempt, remote: Remote) -> Received | None:
         """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
@@ -218,6 +227,10 @@ class Staircase:
         if flight.abandoned:
             # A client library may have swallowed the cancellation on the way here.
             raise asyncio.CancelledError
+        context = LoadContext(load.key, load.tags, self._entry(stale, load.policy))
+        flight.tags = context.tags  # the same set: what the loader adds is found by an invalidation
+        running_load.set(context)  # in the flight's own copy of the context
+        attempt.heard = self._scope.tags.listen()
         load.counters.loads += 1
         started = self._now()
         try:
@@ -236,8 +249,8 @@ class Staircase:
         if flight.abandoned:
             # It was cancelled and would not stop; whoever came later has a load, and perhaps a value, of their own.
             self._notes.refused(load.key, load.counters)
-        elif load.condition is None or load.condition(value):
-            await self._fill(attempt, value, took)
+        elif context.stored and (load.condition is None or load.condition(value)):
+            await self._fill(attempt, context, value, took)
         return value
 
     async def _run_softly(self, load: Load, flight: Flight, stale: Received | None) -> Any:
@@ -281,13 +294,17 @@ class Staircase:
         finally:
             timer.cancel()
 
-    async def _fill(self, attempt: _Attempt, value: Any, took: float) -> None:
+    async def _fill(self, attempt: _Attempt, context: LoadContext, value: Any, took: float) -> None:
         """Step 9: store the loaded value, unless anything wrote the key or its tags since the load looked."""
         load, remote = attempt.load, attempt.remote
-        if not attempt.current:
+        taken = True
+        if added := context.tags.difference(load.tags):
+            late = tag_names(added)
+            taken = (attempt.heard or set()).isdisjoint(late) and await self._take_late_tags(attempt, late)
+        if not (taken and attempt.current):
             self._notes.refused(load.key, load.counters)
             return
-        lifetime = self._load_ttl(load, value)
+        lifetime = self._load_ttl(load, context, value)
         if remote is not None and attempt.version is not _UNKNOWN:
             payload = self._tiers.codec.encode(value)
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
@@ -312,14 +329,46 @@ class Staircase:
         self._tiers.keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
         self._notes.stored(load.key, lifetime)
 
+    async def _take_late_tags(self, attempt: _Attempt, late: tuple[str, ...]) -> bool:
+        """Take note of the tags that the loader added; tell whether the value may be stored under them."""
+        attempt.cells += self._scope.tags.cells(late)
+        if attempt.remote is None or attempt.version is _UNKNOWN:
+            return True
+        try:
+            tokens = await attempt.remote.late_tag_tokens(late)
+        except BackendError as error:
+            self._notes.failure("fill", attempt.load.key, error, raised=False)
+            return False
+        if tokens is not None:
+            attempt.tokens |= tokens
+        return tokens is not None
+
     def _stale(self, record: Record, now: float, type_: Any) -> Received:
-        return Received(self._tiers.value_of(record, type_), record[1] - now, 0.0, None)
+        return Received(self._tiers.value_of(record, type_), record[1] - now, record[2], record[3])
+
+    def _entry(self, stale: Received | None, policy: Policy) -> Entry | None:
+        """Return what a loader sees of the value that it is to replace."""
+        if stale is None:
+            return None
+        fresh_until = self._tiers.shared.clock.wall() + stale.fresh_for
+        return Entry(
+            value=stale.value,
+            created_at=fresh_until - stale.ttl,
+            fresh_until=fresh_until,
+            expires_at=fresh_until + policy.stale_for,
+            tags=() if stale.extra is None else tuple(cell.tag for cell in stale.extra.cells),
+            tier="near" if self._tiers.remote is None else "far",
+        )
 
     @staticmethod
-    def _load_ttl(load: Load, value: Any) -> float:
-        policy = load.policy
-        negative = value is None and policy.negative_ttl is not None
-        return policy.shorten(ttl_seconds(policy.negative_ttl if negative else policy.ttl))
+    def _load_ttl(load: Load, context: LoadContext, value: Any) -> float:
+        policy, ttl = load.policy, context.ttl
+        if ttl is DEFAULT:
+            if value is None and policy.negative_ttl is not None:
+                ttl = policy.negative_ttl
+            else:
+                ttl = policy.ttl if load.ttl is None else load.ttl(value)
+        return policy.shorten(ttl_seconds(ttl))
 
     def _due(self, record: Record, policy: Policy, now: float) -> bool:
         """Tell whether a fresh near value should be refreshed behind; over a far tier its dates decide instead."""

@@ -187,13 +187,13 @@ class Tiers:
                 return None
         return record
 
-    def find_fresh(self, key: str, type_: Any = None) -> Any:
+    def find_fresh(self, key: str, type_: Any = None, counters: Counters | None = None) -> Any:
         """Return the fresh near value and count the hit, or ``MISS``."""
         self.check_open()
         record = self.find(key, type_)
         if record is None or record[1] <= self.now():
             return MISS
-        self.notes.hit(key, "near")
+        self.notes.hit(key, "near", counters=counters)
         return self.value_of(record, type_)
 
     def value_of(self, record: Record, type_: Any = None) -> Any:

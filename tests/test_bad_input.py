@@ -473,7 +473,7 @@ NOT_COROUTINES: dict[str, tuple[Any, str]] = {
     "None called later": (print, "async def"),
     "classmethod": (classmethod(fine), "below @classmethod"),
     "staticmethod": (staticmethod(fine), "below @staticmethod"),
-    "partial": (functools.partial(fine, 1), "def"),
+    "partial": (functools.partial(plain, 1), "async def"),
     "callable object": (Service(), "def"),
 }
 

@@ -31,6 +31,7 @@ FLOORS = {
     "inputs": 3,
     "notes": 3,
     "memoize": 4,
+    "memoize_many": 5,
     "tiers": 4,
     "staircase": 5,
     "cache": 6,

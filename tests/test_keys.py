@@ -8,12 +8,15 @@ import re
 import string
 import subprocess
 import sys
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
+import attrs
+import pydantic
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -337,6 +340,102 @@ def test_no_text_ever_holds_a_memory_address(value: Any):
         arguments_text({"x": value}, "f()")
 
 
+class Open(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="allow")
+    a: Any = 1
+    _secret: Any = pydantic.PrivateAttr(default=None)
+
+
+def opened(**fields: Any) -> Open:
+    """Make one with fields that the type checkers do not know."""
+    return Open.model_validate(fields)
+
+
+class Settings(pydantic.BaseModel):
+    inner: Open
+    names: set[str] = set()
+
+
+class Numbers(pydantic.RootModel[list[int]]): ...
+
+
+@attrs.define
+class Point:
+    x: Any
+    y: Any = 0
+
+
+class Pin(NamedTuple):
+    x: Any
+    y: Any = 0
+
+
+def test_models_are_told_apart_by_all_they_hold():
+    """Declared fields, extra ones and private ones, at any depth; the order of sets and of extra fields is nothing."""
+    secret = Open()
+    secret._secret = 1
+    values = [
+        Open(), secret, opened(a=2), opened(a="1"), opened(a=1.0), opened(b=1), opened(b=2), opened(c=1), Settings(inner=Open()),
+        Settings(inner=opened(b=1)), Settings(inner=Open(), names={"a", "b"}), Settings(inner=Open(), names={"a"}),
+        Numbers([1]), Numbers([2]), [1], Point(1), Point(2), Point(1, 1), Pin(1), Pin(1, 1), (1, 0),
+    ]  # fmt: skip
+    assert len({argument_text(value) for value in values}) == len(values)
+    assert argument_text(opened(b=1, c=2)) == argument_text(opened(c=2, b=1))
+    assert argument_text(Settings(inner=Open(), names={"a", "b", "c"})) == argument_text(
+        Settings(inner=Open(), names={"c", "b", "a"})
+    )
+
+
+class LaterPair(Pair):
+    """Has more than its fields, which nothing lists."""
+
+    def __init__(self, a: Any, b: Any, more: Any = None) -> None:
+        super().__init__(a, b)
+        if more is not None:
+            object.__setattr__(self, "more", more)
+
+
+@dataclasses.dataclass
+class Bag(dict[str, int]):
+    owner: str = ""
+
+
+def test_what_a_dataclass_holds_beyond_its_fields_is_not_overlooked():
+    """It is refused, or it is part of the text; without more of its own, a subclass is as good as the class."""
+    with pytest.raises(TypeError, match="LaterPair holds more than its fields: more"):
+        argument_text(LaterPair(1, 2, 3))
+    assert argument_text(LaterPair(1, 2)) != argument_text(Pair(1, 2))
+    bag = Bag("me")
+    bag["apples"] = 1
+    assert argument_text(bag) != argument_text(Bag("me"))
+
+
+class Nowhere(tzinfo):
+    def utcoffset(self, _: datetime | None) -> timedelta:
+        return timedelta(0)
+
+
+@pytest.mark.parametrize("value", [datetime(2024, 1, 1, tzinfo=Nowhere()), time(1, tzinfo=Nowhere())])
+def test_a_time_zone_without_a_name_is_refused(value: Any):
+    """Its text would hold a memory address."""
+    with pytest.raises(TypeError, match="Nowhere has no text that is the same in every process"):
+        argument_text(value)
+
+
+def test_time_zones_are_told_apart():
+    """One instant in two zones is two arguments."""
+    zones = [
+        UTC,
+        ZoneInfo("UTC"),
+        ZoneInfo("Europe/Berlin"),
+        ZoneInfo("Europe/Paris"),
+        timezone(timedelta(hours=1)),
+        None,
+    ]
+    assert len({argument_text(datetime(2024, 1, 1, tzinfo=zone)) for zone in zones}) >= len(zones) - 1
+    assert len({argument_text(datetime(2024, 1, 1, tzinfo=zone)) for zone in zones[2:]}) == 4
+
+
 def test_long_arguments_are_hashed():
     """The text stays short however long the arguments are, and stays apart."""
     one, other = (arguments_text({"x": "a" * 10_000 + end}, "f") for end in "12")
@@ -427,6 +526,64 @@ def test_a_template_that_cannot_work_is_refused_when_it_is_made(template: str):
     """Not by the first call."""
     with pytest.raises(ConfigurationError, match=r"f\(\): key="):
         Template(template, {"a": int, "b": int}, "f()")
+
+
+@dataclasses.dataclass
+class User:
+    id: int
+    name: str
+    pair: Pair
+    made: date
+
+
+@pytest.mark.parametrize(
+    ("template", "declared", "words"),
+    [
+        ("{a.nmae}", User, r"User has no 'nmae' \(there are: id, name, pair, made\)"),
+        ("{a.pair.c}", User, r"Pair has no 'c'"),
+        ("{a.made.yaer}", User, r"date has no 'yaer'"),
+        ("{a.nmae}", Settings, r"Settings has no 'nmae' \(there are: inner, names\)"),
+        ("{a.z}", Point, r"Point has no 'z'"),
+        ("{a.z}", Pin, r"Pin has no 'z'"),
+        ("{a.year}", int, r"int has no 'year'"),
+        ("{a.hxe}", UUID, r"UUID has no 'hxe'"),
+        ("{a:d}", str, r"'d'"),
+        ("{a:>>>}", int, r"'>>>'"),
+        ("{a!r:d}", int, r"'d'"),
+        ("{a.name:05d}", User, r"'05d'"),
+        ("{a.id:q}", User, r"'q'"),
+    ],
+)
+def test_a_template_is_checked_against_the_declared_types(template: str, declared: Any, words: str):
+    """Attributes that are not there and formats that cannot be are refused when the template is made."""
+    with pytest.raises(ConfigurationError, match=rf"f\(\): key=.*{words}"):
+        Template(template, {"a": declared}, "f()")
+
+
+class Loose:
+    """Its attributes are made by its constructor, so nothing lists them."""
+
+    def __init__(self) -> None:
+        self.id = 1
+
+
+@pytest.mark.parametrize(
+    ("template", "declared"),
+    [
+        ("{a.id}", Loose), ("{a.b}", Open), ("{a.id}", Any), ("{a.id}", User | None), ("{a[x]}", dict[str, int]), ("{a.id}", "Later"),
+        ("{a.real}", int), ("{a.hex}", UUID), ("{a.made:%Y-%m}", User), ("{a.id:03d}", User), ("{a.name:>8}", User),
+        ("{a.pair.a.anything}", User), ("{a!s:>8}", int), ("{a.x}", Pin), ("{a:%Y}", date), ("{a.value}", Colour), ("{a.name}", Colour),
+    ],
+)  # fmt: skip
+def test_a_template_that_may_work_is_taken(template: str, declared: Any):
+    """What the declared types leave open is no error."""
+    assert Template(template, {"a": declared}, "f()").names == {"a"}
+
+
+def test_an_argument_that_does_not_take_its_format_is_an_invalid_key():
+    """Where the type was not declared, the call finds out."""
+    with pytest.raises(InvalidKey, match=r"\{a:03d\}"):
+        Template("{a:03d}", {"a": Any}, "f()")({"a": "seven"})
 
 
 def test_a_value_without_a_stable_text_is_an_invalid_key():

@@ -22,7 +22,7 @@ import pytest
 from fastapi import Depends, FastAPI
 from httpx import ASGITransport, AsyncClient
 
-from acache import Cache, ConfigurationError, InvalidKey, Memory, MemoryBackend, Policy, cached
+from acache import Cache, ConfigurationError, InvalidKey, Memory, MemoryBackend, Policy, cached, current_load
 from acache.events import Hit, Loaded, Miss
 from acache.testing import FakeClock, FaultyBackend, Recorder
 
@@ -537,6 +537,29 @@ async def test_helpers_of_a_method_take_the_instance_where_they_need_it():
     assert await Repository.templated.invalidate(one, 8) is True
 
 
+async def test_a_forgotten_instance_is_told(calls: Calls):
+    """A helper that is found through an instance is not bound to it; it does not take an argument for the instance."""
+
+    class Shop:
+        cache = Cache()
+        __cache_key__ = "shop"
+
+        @cache.cached()
+        async def price(self, product: int = 0) -> Any:
+            return calls(product)
+
+    Shop.__qualname__ = "Shop"
+    shop = Shop()
+    await shop.price(1)
+    for helper in (shop.price.invalidate, shop.price.refresh):
+        with pytest.raises(InvalidKey, match="self=1: the helpers of a method take the instance first"):
+            await helper(1)
+    with pytest.raises(InvalidKey, match="take the instance first"):
+        shop.price.key("1")
+    assert await shop.price.invalidate(shop, 1) is True
+    assert calls == [1]
+
+
 async def test_a_template_keeps_instances_apart():
     """``{self.name}`` is as good a key as any."""
     assert await Repository("a").templated(1) == "a 1"
@@ -730,9 +753,9 @@ async def test_a_template_keeps_types_and_texts_apart(cache: Cache):
 
 
 async def test_a_key_function_makes_the_key(cache: Cache, calls: Calls):
-    """It gets the arguments as the caller wrote them."""
+    """It gets the arguments, the defaults among them."""
 
-    @cache.cached(key=lambda x, y=0: f"custom:{x + y}")
+    @cache.cached(key=lambda x, y: f"custom:{x + y}")
     async def add(x: int, y: int = 0) -> Any:
         return calls((x, y))
 
@@ -741,6 +764,20 @@ async def test_a_key_function_makes_the_key(cache: Cache, calls: Calls):
     assert add.key(3) == "custom:3"
     assert await cache.get("custom:3") == (1, 2)
     assert calls == [(1, 2)]
+
+
+async def test_a_key_function_does_not_get_what_is_ignored(cache: Cache, calls: Calls):
+    """Neither from a call nor from a helper, so that both make one key."""
+
+    @cache.cached(key=lambda *args, **kwargs: repr((args, kwargs)), ignore=("session",))
+    async def f(x: int, /, session: Any, *rest: int, y: int = 5, **more: int) -> Any:
+        return calls(x)
+
+    assert await f(1, object(), 2, z=3) == 1
+    assert f.key(1, 2, z=3) == "((1, 2), {'y': 5, 'z': 3})"
+    assert await cache.get(f.key(1, 2, z=3)) == 1
+    assert await f(1, object(), 2, y=5, z=3) == 1
+    assert calls == [1]
 
 
 async def test_a_key_function_that_raises_reaches_the_caller(cache: Cache, calls: Calls):
@@ -879,6 +916,51 @@ async def test_set_and_delete_of_the_cache_reach_the_quick_path(calls: Calls):
         await cache.invalidate_tags("t")
         await f(1)
         assert len(calls) == before + 1
+
+
+async def test_every_tag_is_seen_on_the_quick_path(calls: Calls):
+    """Those of the rules, those that the loader adds, and those of whoever set the value."""
+    async with Cache() as cache:
+
+        @cache.cached(ttl=60, key="k:{x}", tags=["one", "x:{x}"])
+        async def f(x: int) -> int:
+            if x == 5:
+                current_load().tags.add("added")
+            calls(x)
+            return len(calls)
+
+        for x, tags in ((1, ("one", "x:1")), (5, ("one", "x:5", "added"))):
+            for tag in tags:
+                loaded = await f(x)
+                assert [await f(x), await f(x)] == [loaded, loaded]
+                await cache.invalidate_tags(tag)
+                assert await f(x) == loaded + 1
+        assert await f(1) == await f(1)
+        for tags in (["other"], ["other", "another"], []):
+            await cache.set("k:1", "set", tags=tags)
+            assert [await f(1), await f(1)] == ["set", "set"]
+            await cache.invalidate_tags("one", "x:1")
+            assert await f(1) == "set"
+            await cache.invalidate_tags("other")
+            assert (await f(1) == "set") is (not tags)
+
+
+async def test_a_tagged_result_has_a_quick_path(calls: Calls):
+    """As any other has, and it goes with its record."""
+    async with Cache() as cache:
+
+        @cache.cached(ttl=60, tags=["one", "x:{x}"])
+        async def f(x: int) -> int:
+            return calls(x)  # type: ignore[no-any-return]
+
+        for _ in range(3):
+            await f(1)
+        shortcuts = cache._scope.space.shortcuts  # type: ignore[union-attr]
+        assert list(shortcuts) == [f.key(1)]
+        await cache.invalidate_tags("one")
+        assert await f.invalidate(1) is False
+        assert shortcuts == {}
+        assert f.stats().hits == 2
 
 
 async def cache_value() -> str:

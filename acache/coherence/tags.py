@@ -27,17 +27,34 @@ class TagCell:
 class Tags:
     """The cells of one namespace."""
 
-    __slots__ = ("_cells",)
+    __slots__ = ("_cells", "_listening")
 
     def __init__(self) -> None:
         self._cells: Final[WeakValueDictionary[str, TagCell]] = WeakValueDictionary()
+        self._listening: Final[dict[int, set[str]]] = {}
 
     def cells(self, tags: Iterable[str]) -> tuple[TagCell, ...]:
         """Return the present cells of ``tags``."""
         return tuple([self._cells.get(tag) or self._new(tag) for tag in tags])
 
+    def listen(self) -> set[str]:
+        """Return a set that gets the name of every tag that is spoilt, until `unlisten`.
+
+        For a load that learns only while it runs under which tags its value belongs.
+        """
+        heard: set[str] = set()
+        self._listening[id(heard)] = heard
+        return heard
+
+    def unlisten(self, heard: set[str]) -> None:
+        """Add nothing more to ``heard``."""
+        del self._listening[id(heard)]
+
     def spoil(self, tags: Iterable[str]) -> None:
         """Make everything that holds one of ``tags`` invalid."""
+        tags = tuple(tags)
+        for heard in self._listening.values():
+            heard.update(tags)
         for tag in tags:
             if (cell := self._cells.pop(tag, None)) is not None:
                 cell.spoilt = True

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Final, Generic, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 from ..errors import AcacheError
+from .context import running_load
 from .flight import Node, flying
 
-__all__ = ["Batch", "NotLoaded"]
+__all__ = ["Batch", "NotLoaded", "Window"]
 
 T = TypeVar("T")
+K = TypeVar("K")
+
+_OPEN: Final = ""
+"""What no key is: undecided for as long as a window is open."""
 
 
 class NotLoaded(AcacheError):
@@ -37,7 +43,7 @@ class Batch(Generic[T]):
         self._undecided: Final = set(keys)
         self._waiting: dict[str, asyncio.Future[T]] = {}
         self._loader: Final = loader
-        self._node: Final = Node(f"{len(keys)} keys at once")
+        self._node: Final = Node("a batch")
 
     async def load(self, key: str) -> T:
         """Ask for a key, from inside its flight.
@@ -79,6 +85,7 @@ class Batch(Generic[T]):
 
     async def _run(self, futures: Mapping[str, asyncio.Future[T]]) -> None:
         flying.set(self._node)  # its loader is part of every flight that waits for it
+        running_load.set(None)  # and of no single one's
         try:
             loaded = await self._call(list(futures))
         except BaseException as error:
@@ -106,3 +113,39 @@ class Batch(Generic[T]):
             msg = f"the batch loader {self._loader!r} returned a {kind}: return a dict of values by key"
             raise TypeError(msg)
         return loaded
+
+
+class Window(Generic[K]):
+    """A batch of whatever is asked for until it is closed."""
+
+    def __init__(
+        self,
+        loader: Callable[[Mapping[str, K], Sequence[str]], Awaitable[Mapping[str, Any]]],
+        tasks: set[asyncio.Task[None]],
+        closed: Callable[[Window[K]], object],
+    ) -> None:
+        self._items: Final[dict[str, K]] = {}
+        self._batch: Final[Batch[Any]] = Batch((_OPEN,), partial(loader, self._items), tasks)
+        self._loop: Final = asyncio.get_running_loop()
+        self._closed: Final = closed
+        self._open = True
+
+    @property
+    def open(self) -> bool:
+        """Whether one may ask here: it is not closed, and its event loop is the one that runs."""
+        return self._open and self._loop is asyncio.get_running_loop()
+
+    def close(self) -> None:
+        """Load what was asked for."""
+        self._open = False
+        self._closed(self)
+        self._batch.decided(_OPEN)
+
+    async def load(self, key: str, item: K) -> Any:
+        """Ask for an item, from inside the flight of its key.
+
+        Raises:
+            NotLoaded: the loader's result has no such key.
+        """
+        self._items[key] = item
+        return await self._batch.load(key)

@@ -55,7 +55,7 @@ class Flight(Node):
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
         super().__init__(key)
-        self.tags: Final = tags
+        self.tags = tags
         self.loop: Final = loop
         self.background = background
         """Whether it goes on when nobody waits any more."""

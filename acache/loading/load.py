@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..clock import Seconds
 from ..events import Counters
 from ..policy import Policy
 
@@ -25,3 +26,5 @@ class Load:
     """What a stored value is decoded as."""
     condition: Callable[[Any], bool] | None = None
     """Decides whether a loaded value is stored."""
+    ttl: Callable[[Any], Seconds | None] | None = None
+    """Decides how long a loaded value is fresh, in place of the policy."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from acache import Cache, Memory, MemoryBackend, Policy
+from acache import Cache, KeyMissing, Memory, MemoryBackend, Policy, current_load
 from acache.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -39,9 +39,16 @@ class Work:
 
         self.function = function
 
+        @self.cache.cached_many(ignore=("session",))
+        async def batch(numbers: list[int], session: object) -> dict[int, int]:
+            await asyncio.sleep(0)
+            return {number: number for number in numbers if number % 7}
+
+        self.batch = batch
+
     @property
     def roots(self) -> tuple[object, ...]:
-        return (self.cache, self.function, self.backend, self.clock)
+        return (self.cache, self.function, self.batch, self.backend, self.clock)
 
     def key(self) -> str:
         self.number += 1
@@ -120,6 +127,32 @@ async def batches(work: Work) -> None:
     await asyncio.wait([task])
 
 
+async def folded_calls(work: Work) -> None:
+    session = object()
+    tasks = [asyncio.create_task(work.batch.one(work.number + offset, session)) for offset in range(3)]
+    work.key()
+    if work.number % 2:
+        for _ in range(work.number % 9):
+            await asyncio.sleep(0)
+        tasks[0].cancel()
+        tasks[work.number % 3].cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        assert task.cancelled() or task.exception() is None or isinstance(task.exception(), KeyMissing)
+
+
+async def tagging_loads(work: Work) -> None:
+    async def load() -> str:
+        current_load().tags.add(f"tag {work.number}")
+        return await work.value()
+
+    task = asyncio.create_task(work.cache.get_or_load(work.key(), load))
+    for _ in range(work.number % 6):
+        await asyncio.sleep(0)
+    await work.cache.invalidate_tags(f"tag {work.number}")
+    await task
+
+
 async def removals_during_loads(work: Work) -> None:
     task = asyncio.create_task(work.cache.get_or_load(work.key(), work.value, tags=["tag"]))
     await asyncio.sleep(0)
@@ -138,7 +171,7 @@ async def stale_answers(work: Work) -> None:
 
 WORK = [
     sets, loads, calls, reads, removals, counters, failures, cancellations, batches, removals_during_loads,
-    stale_answers,
+    stale_answers, folded_calls, tagging_loads,
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from acache import BackendUnavailable, Cache, Policy
+from acache import BackendUnavailable, Cache, Policy, current_load
 from acache.events import FillRefused
 from acache.testing import FaultyBackend, Recorder
 
@@ -79,6 +79,33 @@ async def decorated(scene: Scene, cache: Cache) -> Any:
     return await function(scene.key)
 
 
+async def decorated_many(scene: Scene, cache: Cache) -> Any:
+    @cache.cached_many(key="{keys}", tags=["tag", "tag of {keys}"])
+    async def function(keys: list[str]) -> Any:
+        return await scene.many(keys)
+
+    return (await function([scene.key, f"{scene.key}, another"]))[scene.key]
+
+
+async def folded(scene: Scene, cache: Cache) -> Any:
+    @cache.cached_many(key="{keys}", tags=["tag", "tag of {keys}"])
+    async def function(keys: list[str]) -> Any:
+        return await scene.many(keys)
+
+    return (await asyncio.gather(function.one(scene.key), function.one(f"{scene.key}, another")))[0]
+
+
+async def tagging(scene: Scene, cache: Cache) -> Any:
+    """Say only after the value was read under which tags it belongs."""
+
+    async def loader() -> str:
+        value = await scene.loader()
+        current_load().tags.update(("tag", f"tag of {scene.key}"))
+        return value
+
+    return await cache.get_or_load(scene.key, loader)
+
+
 async def delete(scene: Scene, cache: Cache) -> Any:
     return await cache.delete(scene.key)
 
@@ -115,7 +142,7 @@ async def add(scene: Scene, cache: Cache) -> Any:
     return await cache.add(scene.key, "written")
 
 
-LOADS = [load, refresh, load_many, decorated]
+LOADS = [load, refresh, load_many, decorated, decorated_many, folded, tagging]
 REMOVALS = [delete, delete_many, invalidate_tags, clear]
 WRITES = [set_value, set_tagged, set_many]
 

@@ -227,3 +227,26 @@ async def test_one_refresh_runs_behind_however_many_get_the_stale_value(topology
     await until(lambda: not cache._scope.flights.running)
     assert await asyncio.gather(*[cache.get_or_load("k", source) for _ in range(10)]) == ["new"] * 10
     assert source.calls == 1
+
+
+async def test_waiters_do_not_poll(topology: Topology, settle: Settle):
+    """While a load runs, a thousand callers who wait for it cost the event loop nothing: no turn, no timer."""
+    cache, source = topology.cache(), Source("value")
+    tasks = [asyncio.create_task(cache.get_or_load("k", source)) for _ in range(1000)]
+    await source.began.wait()
+    await settle()
+    loop: Any = asyncio.get_running_loop()
+    turns = 0
+
+    def count() -> None:
+        nonlocal turns
+        turns += len(loop._ready)
+
+    for _ in range(20):
+        count()
+        await asyncio.sleep(0)
+    assert turns == 0
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]
+    assert len(timers) < 10, "the connections' own, whatever the number of callers"
+    source.finish.set()
+    assert set(await asyncio.gather(*tasks)) == {"value"}

@@ -26,6 +26,7 @@ from acache import (
     Stats,
     SystemClock,
     cached,
+    current_load,
 )
 from acache.backends.redis import RedisBackend
 from acache.testing import FakeClock, FaultyBackend, Recorder
@@ -183,8 +184,75 @@ def sync(user_id: int) -> User:
 
 
 CACHE.cached()(sync)  # type: ignore[arg-type]
-CACHE.cached(sync)  # type: ignore[arg-type]
-CACHE.cached(ttl="5")  # type: ignore[arg-type]
+CACHE.cached(sync)  # type: ignore[call-overload]
+CACHE.cached(ttl="5")  # type: ignore[call-overload]
+CACHE.cached(tll=5)  # type: ignore[call-overload]
+
+
+@CACHE.cached(ttl=60, thread=True)
+def read_user(user_id: int, *, verbose: bool = False) -> User:
+    return User(user_id, "Ada")
+
+
+@cached(ttl=60, max_entries=5, thread=True)
+def read_size(name: str) -> int:
+    return len(name)
+
+
+async def threads() -> None:
+    await assert_type(read_user(1), Coroutine[Any, Any, User])
+    assert_type(await read_user(1, verbose=True), User)
+    assert_type(await read_user.refresh(1), User)
+    assert_type(await read_user.invalidate_all(), None)
+    assert_type(await read_size("a"), int)
+    await read_user("1")  # type: ignore[arg-type]
+
+
+@CACHE.cached_many(ttl=lambda user: user.id, key="user:{ids}", tags=["user:{ids}"], batch_window=0.001)
+async def get_users(ids: Sequence[int], *, verbose: bool = False) -> dict[int, User]:
+    return {item: User(item, "Ada") for item in ids}
+
+
+@CACHE.cached_many()
+async def get_names(ids: list[str], /, session: Session) -> Mapping[str, str | None]:
+    return {}
+
+
+@CACHE.cached_many(thread=True)
+def read_users(ids: list[int]) -> dict[int, User]:
+    return {}
+
+
+async def many() -> None:
+    assert_type(await read_users([1]), dict[int, User])
+    assert_type(await read_users.one(1), User)
+    assert_type(await get_users([1, 2]), dict[int, User])
+    assert_type(await get_users((1, 2), verbose=True), dict[int, User])
+    assert_type(await get_users.one(1, verbose=True), User)
+    assert_type(await get_users.refresh([1]), dict[int, User])
+    assert_type(await get_users.bypass([1]), Mapping[int, User])
+    assert_type(await get_users.invalidate([1]), int)
+    assert_type(get_users.peek([1]), dict[int, User])
+    assert_type(get_users.key(1), str)
+    assert_type(await get_names(["a"], Session()), dict[str, str | None])
+    assert_type(await get_names.one("a", session=Session()), str | None)
+    await get_users.set({1: User(1, "Ada")})
+    await get_users(["a"])  # type: ignore[list-item]
+    await get_users.one("a")  # type: ignore[arg-type]
+    await get_users.one(1, 2)  # type: ignore[call-arg, arg-type]
+
+
+async def inside_a_loader() -> None:
+    load = current_load()
+    load.ttl = 30
+    load.ttl = timedelta(seconds=30)
+    load.ttl = None
+    load.tags.add("tag")
+    load.no_store()
+    assert_type(load.stale, Entry | None)
+    assert_type(load.key, str)
+    load.ttl = "30"  # type: ignore[assignment]
+    await CACHE.get_or_load("k", load_user, ttl=lambda user: 5)
 
 
 class Repository:

@@ -1,0 +1,263 @@
+"""`build_many`: a function that loads many values in one call, made into a cached one with a key for each value."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import typing
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial, update_wrapper
+from inspect import Parameter
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
+
+from .clock import Clock
+from .errors import ConfigurationError, KeyMissing
+from .events import Counters, Stats
+from .inputs import several
+from .loading import Load, NotLoaded, Window
+from .memoize import Binder, Rules, in_thread, type_hints
+
+__all__ = ["CachedBatch", "HooksMany", "build_many"]
+
+P = ParamSpec("P")
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+Call: typing.TypeAlias = Callable[[], Awaitable[Any]]
+Make: typing.TypeAlias = Callable[[str, Call], Load]
+_MISS: Final = object()
+
+
+class CachedBatch(Protocol[K, P, V]):
+    """What `acache.Cache.cached_many` returns: a coroutine function with these attributes.
+
+    The first argument is the items; what the other ones are is part of every key, save those named in ``ignore=``,
+    which `key`, `invalidate`, `peek` and `set` do not take.
+    """
+
+    __name__: str
+    __qualname__: str
+
+    def __call__(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, dict[K, V]]:
+        """Return the values of ``items``, calling the function once for all that are missing.
+
+        What the function's result leaves out is left out here, and not stored.
+        """
+        ...
+
+    @property
+    def __wrapped__(self) -> Callable[Concatenate[list[K], P], Any]:
+        """The function itself: a coroutine function, or with ``thread=True`` a plain one."""
+        ...
+
+    async def one(self, item: K, /, *args: P.args, **kwargs: P.kwargs) -> V:
+        """Return the value of one item; what is missing is loaded together with what others ask for meanwhile.
+
+        Those who ask in one turn of the event loop, or within ``batch_window`` seconds, share one call of the
+        function, if they pass the same other arguments: the very same objects.
+
+        Raises:
+            KeyMissing: the function's result leaves it out.
+        """
+        ...
+
+    def key(self, item: K, /, *args: Any, **kwargs: Any) -> str:
+        """Return the key of one item."""
+        ...
+
+    async def invalidate(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> int:
+        """Remove the values of ``items``; tell how many there were.  See `acache.Cache.delete_many`."""
+        ...
+
+    async def invalidate_all(self) -> None:
+        """Remove every value of this function; see `CachedFunction.invalidate_all`."""
+        ...
+
+    async def refresh(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
+        """Call the function for all ``items`` now and store what it returns."""
+        ...
+
+    async def bypass(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Mapping[K, V]:
+        """Call the function, neither reading nor writing the cache."""
+        ...
+
+    def peek(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        """Return the fresh values in the near tier; synchronous."""
+        ...
+
+    async def set(self, values: Mapping[K, V], /, *args: Any, **kwargs: Any) -> None:
+        """Store values."""
+        ...
+
+    def stats(self) -> Stats:
+        """Return the counters of this function alone; ``loads`` counts values, not calls."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HooksMany:
+    """What a cached batch function needs of its cache."""
+
+    load_many: Callable[..., Awaitable[dict[str, Any]]]
+    resolve: Callable[[Load], Awaitable[Any]]
+    delete_many: Callable[[Iterable[str]], Awaitable[int]]
+    invalidate_all: Callable[[Binder], Awaitable[None]]
+    peek: Callable[[str, Any], Any]
+    store: Callable[..., Awaitable[None]]
+    counters: Counters
+    clock: Clock
+    tasks: set[asyncio.Task[None]]
+
+
+def build_many(
+    function: Callable[Concatenate[list[K], P], Any],
+    rules: Rules,
+    hooks: HooksMany,
+    window: float,
+) -> CachedBatch[K, P, Any]:
+    """Return the cached form of ``function``.
+
+    Raises:
+        ConfigurationError: its first parameter cannot be the items, or rules that name parameters it does not have.
+    """
+    behind: _Behind[K, Any] = _Behind(function, rules, hooks, window)
+
+    async def wrapper(*args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return await behind.load_many(args, kwargs)
+
+    update_wrapper(wrapper, function)
+    for name in ("one", "key", "invalidate", "invalidate_all", "refresh", "bypass", "peek", "set", "stats"):
+        setattr(wrapper, name, getattr(behind, name))
+    return typing.cast("CachedBatch[K, P, Any]", wrapper)
+
+
+class _Behind(Generic[K, V]):
+    """What stands behind one wrapper."""
+
+    def __init__(self, function: Callable[..., Any], rules: Rules, hooks: HooksMany, window: float) -> None:
+        self._function: Final = in_thread(function) if rules.thread else function
+        self._rules: Final = rules
+        self._hooks: Final = hooks
+        hints = type_hints(function)
+        self._items: Final = _items_parameter(function, rules)
+        of_items, of_result = (typing.get_args(hints.get(name)) for name in (self._items, "return"))
+        self._binder: Final = Binder(function, rules, {self._items: of_items[0] if of_items else Any})
+        several_types = 2  # of a mapping: its keys' and its values'
+        self._type: Final = rules.type or (of_result[1] if len(of_result) == several_types else None)
+        self._seconds: Final = window
+        self._windows: Final[dict[tuple[int, ...], Window[K]]] = {}
+
+    # Calls ----------------------------------------------------------------------------------------------------------
+
+    async def load_many(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, fresh: bool = True) -> dict[K, V]:
+        bound = self._binder.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = bound.arguments
+        by_key = self._by_key(arguments)
+        values = await self._hooks.load_many(
+            list(by_key),
+            partial(self._call, arguments, by_key),
+            partial(self._load, arguments, by_key),
+            counters=self._hooks.counters,
+            type_=self._type,
+            fresh=fresh,
+        )
+        return {by_key[key]: value for key, value in values.items()}
+
+    async def one(self, item: K, /, *args: Any, **kwargs: Any) -> V:
+        arguments = self._binder.bind_all(([item], *args), kwargs)
+        [(key, _)] = self._by_key(arguments).items()
+        call = partial(self._ask, arguments, key, item)
+        try:
+            return typing.cast("V", await self._hooks.resolve(self._load(arguments, {key: item}, key, call)))
+        except NotLoaded:
+            msg = f"{self._binder.owner} returned nothing for {item!r}"
+            raise KeyMissing(msg) from None
+
+    async def _ask(self, arguments: dict[str, Any], key: str, item: K) -> Any:
+        """Load one item, in the window of those who ask with the same other arguments."""
+        shared = tuple([id(value) for name, value in arguments.items() if name != self._items])
+        window = self._windows.get(shared)
+        if window is None or not window.open:
+            # It holds the other arguments, so their ids stay theirs for as long as it is here.
+            call = partial(self._call, arguments)
+            window = self._windows[shared] = Window(call, self._hooks.tasks, partial(self._close, shared))
+            if self._seconds:
+                self._hooks.clock.call_later(self._seconds, window.close)
+            else:
+                asyncio.get_running_loop().call_soon(window.close)
+        return await window.load(key, item)
+
+    def _close(self, shared: tuple[int, ...], window: Window[K]) -> None:
+        if self._windows.get(shared) is window:
+            del self._windows[shared]
+
+    async def _call(self, arguments: dict[str, Any], by_key: Mapping[str, K], keys: Sequence[str]) -> dict[str, V]:
+        loaded = await self._call_function(arguments, [by_key[key] for key in keys])
+        if not isinstance(loaded, Mapping):
+            kind = type(loaded).__qualname__
+            msg = f"{self._binder.owner} returned a {kind}: return a dict of values by item"
+            raise TypeError(msg)
+        return {key: loaded[by_key[key]] for key in keys if by_key[key] in loaded}
+
+    def _call_function(self, arguments: dict[str, Any], items: list[K]) -> Awaitable[Mapping[K, V]]:
+        bound = self._binder.bound(arguments | {self._items: items})
+        return typing.cast("Awaitable[Mapping[K, V]]", self._function(*bound.args, **bound.kwargs))
+
+    def _by_key(self, arguments: dict[str, Any]) -> dict[str, K]:
+        items = several(arguments[self._items], self._items)
+        return {self._binder.key_of(arguments | {self._items: item}): typing.cast("K", item) for item in items}
+
+    def _load(self, arguments: dict[str, Any], by_key: Mapping[str, K], key: str, call: Call) -> Load:
+        rules = self._rules
+        tags = self._binder.tags(arguments | {self._items: by_key[key]})
+        return Load(key, call, rules.policy, self._hooks.counters, tags, self._type, rules.condition, rules.ttl)
+
+    # Helpers --------------------------------------------------------------------------------------------------------
+
+    def _bind_key(self, items: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        return self._binder.bind_key((items, *args), kwargs)
+
+    def key(self, item: K, /, *args: Any, **kwargs: Any) -> str:
+        return self._binder.key_of(self._bind_key(item, args, kwargs))
+
+    async def invalidate(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> int:
+        return await self._hooks.delete_many(list(self._by_key(self._bind_key(items, args, kwargs))))
+
+    async def invalidate_all(self) -> None:
+        await self._hooks.invalidate_all(self._binder)
+
+    async def refresh(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        return await self.load_many((items, *args), kwargs, fresh=False)
+
+    async def bypass(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> Mapping[K, V]:
+        return await self._call_function(self._binder.bind_all((items, *args), kwargs), list(items))
+
+    def peek(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        by_key = self._by_key(self._bind_key(items, args, kwargs))
+        found = {item: self._hooks.peek(key, _MISS) for key, item in by_key.items()}
+        return {item: value for item, value in found.items() if value is not _MISS}
+
+    async def set(self, values: Mapping[K, V], /, *args: Any, **kwargs: Any) -> None:
+        arguments, rules = self._bind_key(list(values), args, kwargs), self._rules
+        for key, item in self._by_key(arguments).items():
+            value = values[item]
+            ttl = rules.policy.ttl if rules.ttl is None else rules.ttl(value)
+            await self._hooks.store(key, value, ttl=ttl, tags=self._binder.tags(arguments | {self._items: item}))
+
+    def stats(self) -> Stats:
+        return self._hooks.counters.snapshot()
+
+
+def _items_parameter(function: Callable[..., Any], rules: Rules) -> str:
+    """Return the name of the parameter that takes the items: the first one."""
+    first = next(iter(inspect.signature(function).parameters.values()), None)
+    takes = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    if first is None or first.kind not in takes or first.name in ("self", "cls") or first.name in rules.ignore:
+        msg = (
+            f"{function.__module__}.{function.__qualname__}(): cached_many takes a function whose first parameter is"
+            " the list of items to load; for a method, decorate a function and call it with what it needs of self"
+        )
+        raise ConfigurationError(msg)
+    return first.name

@@ -1,0 +1,453 @@
+"""`Cache.cached_many`: one call for what is missing, one key for each value, and single calls folded into one."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import inspect
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from acache import Cache, ConfigurationError, KeyMissing, Memory, MemoryBackend, Policy, RecursiveLoad
+from acache.testing import FakeClock
+
+Build = Callable[..., Cache]
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    """A clock that moves when told."""
+    return FakeClock()
+
+
+@pytest.fixture(params=["near", "near over far", "far", "isolated"])
+def build(request: pytest.FixtureRequest, clock: FakeClock) -> Build:
+    """Make a cache of each topology."""
+
+    def build(**policy: Any) -> Cache:
+        backend = MemoryBackend(clock=clock) if "far" in request.param else None
+        memory = {"far": None, "isolated": Memory(isolate=True)}.get(request.param, Memory())
+        return Cache(backend, memory=memory, clock=clock, policy=Policy(**policy), namespace="many")
+
+    return build
+
+
+@pytest.fixture
+async def cache(build: Build) -> AsyncIterator[Cache]:
+    """A cache with the default policy."""
+    async with build() as cache:
+        yield cache
+
+
+class Source:
+    """What is asked, and an answer for everything but multiples of ten; it can be held up, and it can fail."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+        self.began = asyncio.Event()
+        self.go = asyncio.Event()
+        self.go.set()
+        self.error: Exception | None = None
+
+    async def __call__(self, ids: Sequence[int]) -> Mapping[int, str]:
+        self.asked.append(list(ids))
+        self.began.set()
+        await self.go.wait()
+        if self.error is not None:
+            raise self.error
+        return {item: f"user {item}" for item in ids if item % 10}
+
+
+@pytest.fixture
+def source() -> Source:
+    """A source of its own for each test."""
+    return Source()
+
+
+def users(cache: Cache, source: Source, **rules: Any) -> Any:
+    """Return a decorated function over a source."""
+
+    @cache.cached_many(**rules)
+    async def get_users(ids: Sequence[int]) -> Mapping[int, str]:
+        """Load users."""
+        return await source(ids)
+
+    return get_users
+
+
+# Many ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_one_call_loads_what_is_missing(cache: Cache, source: Source):
+    """Each item once, in the order they were asked for; what is there is not asked for again."""
+    get_users = users(cache, source)
+    assert await get_users([1, 2, 1, 3]) == {1: "user 1", 2: "user 2", 3: "user 3"}
+    assert list(await get_users(ids=(4, 3, 2))) == [4, 3, 2]
+    assert await get_users([]) == {}
+    assert source.asked == [[1, 2, 3], [4]]
+    assert (get_users.stats().loads, get_users.stats().hits) == (4, 2)
+
+
+async def test_what_the_function_leaves_out_is_left_out(cache: Cache, source: Source):
+    """And asked for again."""
+    get_users = users(cache, source)
+    assert await get_users([1, 10]) == {1: "user 1"}
+    assert await get_users([1, 10]) == {1: "user 1"}
+    assert source.asked == [[1, 10], [10]]
+
+
+async def test_the_wrapper_looks_like_the_function(cache: Cache, source: Source):
+    """It is a coroutine function, with its name, text and signature."""
+    get_users = users(cache, source)
+    assert inspect.iscoroutinefunction(get_users)
+    assert (get_users.__name__, get_users.__doc__) == ("get_users", "Load users.")
+    assert list(inspect.signature(get_users).parameters) == ["ids"]
+    with pytest.raises(TypeError):
+        await get_users([1], 2)
+
+
+async def test_each_value_has_a_key_tags_and_a_ttl_of_its_own(cache: Cache, source: Source, clock: FakeClock):
+    """In templates the first parameter is one item; ``ttl`` and ``condition`` get one value."""
+    get_users = users(
+        cache,
+        source,
+        key="user:{ids}",
+        tags=["user:{ids}", "users"],
+        ttl=lambda value: 10 if value == "user 1" else 20,
+        condition=lambda value: value != "user 3",
+    )
+    await get_users([1, 2, 3])
+    assert get_users.key(1) == "user:1"
+    assert await cache.get("user:1") == "user 1"
+    assert await cache.has("user:3") is False
+    clock.advance(10)
+    await get_users([1, 2])
+    assert source.asked == [[1, 2, 3], [1]]
+    await cache.invalidate_tags("user:2")
+    await get_users([1, 2])
+    assert source.asked[2:] == [[2]]
+    await get_users.invalidate_all()
+    await get_users([1, 2])
+    assert source.asked[3:] == [[1, 2]]
+
+
+async def test_items_of_other_types_are_others(cache: Cache):
+    """As arguments are; the other arguments are part of each key."""
+    asked: list[Any] = []
+
+    @cache.cached_many(ignore=("session",))
+    async def load(ids: list[Any], /, session: Any, *, lang: str = "en") -> dict[Any, str]:
+        asked.append((ids, lang))
+        return {item: f"{item!r} {lang}" for item in ids}
+
+    assert await load([1, "1"], object()) == {1: "1 en", "1": "'1' en"}
+    assert await load(["1", 1], object(), lang="en") == {"1": "'1' en", 1: "1 en"}
+    assert await load([1], object(), lang="de") == {1: "1 de"}
+    assert asked == [([1, "1"], "en"), ([1], "de")]
+    assert load.key(1) == load.key(1, lang="en") != load.key(1, lang="de")
+    assert load.key(1) != load.key("1")
+
+
+async def test_overlapping_calls_load_each_item_once(cache: Cache, source: Source):
+    """An item that somebody is loading already is waited for."""
+    get_users = users(cache, source)
+    source.go.clear()
+    first = asyncio.create_task(get_users([1, 2]))
+    await source.began.wait()
+    second = asyncio.create_task(get_users([2, 3]))
+    single = asyncio.create_task(get_users.one(1))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    source.go.set()
+    assert await first == {1: "user 1", 2: "user 2"}
+    assert await second == {2: "user 2", 3: "user 3"}
+    assert await single == "user 1"
+    assert source.asked == [[1, 2], [3]]
+
+
+async def test_the_helpers_do_what_they_say(cache: Cache, source: Source):
+    """To these items alone."""
+    get_users = users(cache, source)
+    await get_users([1, 2, 3])
+    assert await get_users.invalidate([1, 2, 7]) == 2
+    assert await get_users.refresh([3]) == {3: "user 3"}
+    assert await get_users.bypass([3]) == {3: "user 3"}
+    assert source.asked == [[1, 2, 3], [3], [3]]
+    await get_users.set({1: "set 1", 2: "set 2"})
+    assert await get_users([1, 2, 3]) == {1: "set 1", 2: "set 2", 3: "user 3"}
+    assert get_users.peek([1, 8]) in ({1: "set 1"}, {})
+    assert len(source.asked) == 3
+    assert await get_users.refresh([1, 2]) == {1: "user 1", 2: "user 2"}
+    assert source.asked[3:] == [[1, 2]]
+    assert await get_users([1]) == {1: "user 1"}
+
+
+@dataclasses.dataclass
+class User:
+    id: int
+    name: str
+
+
+async def test_the_decode_type_is_that_of_the_values(clock: FakeClock):
+    """From the return annotation: another process gets objects of the class."""
+    backend, calls = MemoryBackend(clock=clock), []
+
+    async def load(ids: list[int]) -> dict[int, User]:
+        calls.append(ids)
+        return {item: User(item, "Ada") for item in ids}
+
+    for _ in range(2):
+        cache = Cache(backend, namespace="t", clock=clock)
+        assert await cache.cached_many(key="k:{ids}")(load)([1]) == {1: User(1, "Ada")}
+        assert await cache.cached_many(key="k:{ids}")(load).one(1) == User(1, "Ada")
+    assert calls == [[1]]
+
+
+@pytest.mark.parametrize("items", ["abc", 5, None])
+async def test_what_are_no_items_is_refused(cache: Cache, source: Source, items: Any):
+    """A str would be taken letter by letter."""
+    with pytest.raises(ValueError, match="ids="):
+        await users(cache, source)(items)
+    assert source.asked == []
+
+
+async def test_a_result_that_is_no_mapping_is_an_error(cache: Cache):
+    """It says what to return."""
+
+    @cache.cached_many()
+    async def load(ids: list[int]) -> Any:
+        return ids
+
+    with pytest.raises(TypeError, match=r"load\(\) returned a list: return a dict"):
+        await load([1])
+
+
+async def test_functions_that_cannot_take_items_are_refused(cache: Cache):
+    """The message says what the first parameter is for."""
+
+    async def nothing() -> dict[int, int]:
+        return {}
+
+    async def keyword(*, ids: list[int]) -> dict[int, int]:
+        return {}
+
+    async def method(self: Any, ids: list[int]) -> dict[int, int]:
+        return {}
+
+    def plain(ids: list[int]) -> dict[int, int]:
+        return {}
+
+    untyped: Any = cache.cached_many()
+    for function in (nothing, keyword, method):
+        with pytest.raises(ConfigurationError, match="first parameter"):
+            untyped(function)
+    with pytest.raises(ConfigurationError, match="async def"):
+        untyped(plain)
+    with pytest.raises(ConfigurationError, match="parentheses"):
+        cache.cached_many(keyword)  # type: ignore[call-overload, arg-type, unused-ignore]
+    with pytest.raises(ConfigurationError, match="batch_window"):
+        cache.cached_many(batch_window=-1)
+
+
+async def test_a_function_that_blocks_may_run_in_a_thread(cache: Cache):
+    """One thread for one call."""
+    threads: list[int] = []
+
+    @cache.cached_many(thread=True)
+    def read(ids: list[int]) -> dict[int, int]:
+        threads.append(threading.get_ident())
+        return {item: 2 * item for item in ids}
+
+    assert await read([1, 2]) == {1: 2, 2: 4}
+    assert await asyncio.gather(read.one(3), read.one(4)) == [6, 8]
+    assert await read.bypass([5]) == {5: 10}
+    assert len(threads) == 3
+    assert threading.get_ident() not in threads
+    assert inspect.iscoroutinefunction(read)
+
+
+# Laws ----------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_error_is_every_caller_s(cache: Cache, source: Source):
+    """As it was raised; nothing is cached, and the next call asks again."""
+    get_users = users(cache, source)
+    source.error = LookupError("down")
+    results = await asyncio.gather(get_users([1, 2]), get_users.one(2), get_users.one(3), return_exceptions=True)
+    assert [type(result) for result in results] == [LookupError] * 3
+    source.error = None
+    assert await get_users([1, 2, 3]) == {1: "user 1", 2: "user 2", 3: "user 3"}
+
+
+async def test_a_caller_who_leaves_touches_nobody_else(cache: Cache, source: Source):
+    """Of those who share a call, the others get their values; the last one's leaving cancels it."""
+    get_users = users(cache, source)
+    source.go.clear()
+    tasks = [asyncio.create_task(get_users.one(item)) for item in (1, 2, 3)]
+    await source.began.wait()
+    tasks[0].cancel()
+    tasks[2].cancel()
+    source.go.set()
+    assert await tasks[1] == "user 2"
+    assert all(
+        isinstance(done, asyncio.CancelledError) for done in await asyncio.gather(*tasks[::2], return_exceptions=True)
+    )
+    source.go.clear()
+    source.began.clear()
+    alone = asyncio.create_task(get_users.one(5))
+    await source.began.wait()
+    alone.cancel()
+    await asyncio.gather(alone, return_exceptions=True)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(cache._scope.batches) == 0
+
+
+async def test_an_invalidation_wins_over_a_batch(cache: Cache, source: Source):
+    """For the items it is about; the others are stored."""
+    get_users = users(cache, source, tags=["user:{ids}"])
+    source.go.clear()
+    tasks = [asyncio.create_task(get_users.one(item)) for item in (1, 2, 3)]
+    await source.began.wait()
+    await get_users.invalidate([1])
+    await cache.invalidate_tags("user:2")
+    source.go.set()
+    assert await asyncio.gather(*tasks) == ["user 1", "user 2", "user 3"]
+    assert [await cache.has(get_users.key(item)) for item in (1, 2, 3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("way", ["many", "one", "another"])
+async def test_a_function_that_asks_for_its_own_items_is_told_so(cache: Cache, way: str):
+    """Instead of a deadlock, also through a function of another kind."""
+
+    @cache.cached()
+    async def between(item: int) -> Any:
+        return await load.one(item)
+
+    @cache.cached_many()
+    async def load(ids: list[int]) -> dict[int, Any]:
+        if way == "many":
+            return await load(ids)
+        return {item: await (load.one(item) if way == "one" else between(item)) for item in ids}
+
+    for call in (load([1, 2]), load.one(3)):
+        with pytest.raises(RecursiveLoad):
+            await asyncio.wait_for(call, 30)
+
+
+# One by one ----------------------------------------------------------------------------------------------------------
+
+
+async def test_single_calls_of_one_turn_are_one_call(cache: Cache, source: Source):
+    """As a DataLoader folds them; the same item is asked for once, and what is there not at all."""
+    get_users = users(cache, source)
+    await get_users([5])
+    results = await asyncio.gather(*[get_users.one(item) for item in (1, 2, 3, 2, 5)])
+    assert results == ["user 1", "user 2", "user 3", "user 2", "user 5"]
+    assert source.asked == [[5], [1, 2, 3]]
+    assert await get_users.one(1) == "user 1"
+    assert await get_users([1, 2]) == {1: "user 1", 2: "user 2"}
+    assert len(source.asked) == 2
+
+
+async def test_a_single_item_that_is_left_out_is_missing(cache: Cache, source: Source):
+    """The error is a `KeyError`, and it is its caller's alone."""
+    get_users = users(cache, source)
+    good, bad = await asyncio.gather(get_users.one(1), get_users.one(10), return_exceptions=True)
+    assert good == "user 1"
+    assert isinstance(bad, KeyMissing)
+    assert "returned nothing for 10" in str(bad)
+    assert source.asked == [[1, 10]]
+
+
+async def test_calls_of_other_turns_are_other_calls(cache: Cache, source: Source):
+    """Without a window nobody waits for those who come later."""
+    get_users = users(cache, source)
+    await get_users.one(1)
+    await get_users.one(2)
+    assert source.asked == [[1], [2]]
+
+
+async def test_a_window_collects_for_its_time(cache: Cache, source: Source, clock: FakeClock):
+    """From the first item that is missing; then a new one is opened."""
+    get_users = users(cache, source, batch_window=0.005)
+    first = asyncio.create_task(get_users.one(1))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    second = asyncio.create_task(get_users.one(2))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    clock.advance(0.004)
+    await asyncio.sleep(0)
+    assert source.asked == []
+    clock.advance(0.001)
+    assert await asyncio.gather(first, second) == ["user 1", "user 2"]
+    third = asyncio.create_task(get_users.one(3))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    clock.advance(0.005)
+    assert await third == "user 3"
+    assert source.asked == [[1, 2], [3]]
+
+
+async def test_only_calls_with_the_same_other_arguments_are_folded(cache: Cache):
+    """What is ignored in the key still reaches the function that it was passed to."""
+    asked: list[Any] = []
+
+    @cache.cached_many(ignore=("session",))
+    async def load(ids: list[int], session: Any, lang: str = "en") -> dict[int, str]:
+        asked.append((sorted(ids), session, lang))
+        return {item: f"{item} {lang}" for item in ids}
+
+    one, other = object(), object()
+    results = await asyncio.gather(
+        load.one(1, one), load.one(2, one), load.one(3, other), load.one(4, one, "de"), load.one(5, other, lang="en")
+    )
+    assert results == ["1 en", "2 en", "3 en", "4 de", "5 en"]
+    assert len(asked) == 3
+    assert ([1, 2], one, "en") in asked
+    assert ([3, 5], other, "en") in asked
+    assert ([4], one, "de") in asked
+
+
+async def test_nobody_left_means_no_call(cache: Cache, source: Source, clock: FakeClock):
+    """A window that everybody left before it closed asks for nothing."""
+    get_users = users(cache, source, batch_window=1)
+    task = asyncio.create_task(get_users.one(1))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    clock.advance(1)
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert source.asked == []
+    assert len(cache._scope.batches) == 0
+
+
+async def test_ten_thousand_single_calls_are_one(cache: Cache, source: Source):
+    """Each of a thousand items is asked for once."""
+    get_users = users(cache, source)
+    results = await asyncio.gather(*[get_users.one(1 + 10 * (number % 1000)) for number in range(10_000)])
+    assert set(results) == {f"user {1 + 10 * number}" for number in range(1000)}
+    assert sorted(item for ids in source.asked for item in ids) == [1 + 10 * number for number in range(1000)]
+    assert len(source.asked) == 1
+    assert len(cache._scope.flights) == 0
+
+
+async def test_a_stale_value_answers_while_a_batch_loads_behind(build: Build, source: Source, clock: FakeClock):
+    """The policy's windows hold for each value."""
+    async with build(ttl=10, stale_while_revalidate=10) as cache:
+        get_users = users(cache, source)
+        await get_users([1, 2])
+        clock.advance(11)
+        source.go.clear()
+        assert await get_users([1, 2]) == {1: "user 1", 2: "user 2"}
+        assert await get_users.one(1) == "user 1"
+        source.go.set()
+        for _ in range(30):
+            await asyncio.sleep(0)
+        assert sorted(item for ids in source.asked for item in ids) == [1, 1, 2, 2]
