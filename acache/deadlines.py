@@ -14,7 +14,7 @@ __all__ = ["Deadlines", "Operation"]
 class Operation:
     """Something that a task is doing, and by when it has to be done."""
 
-    __slots__ = ("_cancelling", "_task", "due_at", "expired")
+    __slots__ = ("_cancelling", "_taken_back", "_task", "due_at", "expired")
 
     def __init__(self, task: asyncio.Task[Any], due_at: float) -> None:
         self._task: Final = task
@@ -22,6 +22,7 @@ class Operation:
         self.due_at: Final = due_at
         """By the loop's clock."""
         self.expired = False
+        self._taken_back = False
 
     def expire(self) -> None:
         """End it: the task is cancelled, and `was_late` tells why."""
@@ -30,8 +31,13 @@ class Operation:
             self._task.cancel()
 
     def was_late(self) -> bool:
-        """Tell whether a cancellation was the deadline's and nobody else's; take it back.  Called once, at the end."""
-        return self.expired and self._task.uncancel() <= self._cancelling
+        """Take the deadline's cancellation back, if it came; tell whether it did, and nobody else's."""
+        if not self.expired:
+            return False
+        if not self._taken_back:
+            self._taken_back = True
+            self._task.uncancel()
+        return not self.cancelled
 
     @property
     def cancelled(self) -> bool:

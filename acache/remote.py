@@ -510,11 +510,10 @@ class Remote:
             breaker.abandoned()
             raise
         finally:
+            operation.was_late()  # whatever the engine's client made of it, it must not stay on the caller's task
             deadlines.end(operation)
             breaker.ended(operation)
         breaker.succeeded()
-        if operation.expired:
-            operation.was_late()  # it was, and the answer is here all the same
         if operation.cancelled:
             # Client libraries that use wait_for can swallow a cancellation that comes together with the answer.
             raise asyncio.CancelledError

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from acache import Policy
+from acache import BackendUnavailable, Cache, MemoryBackend, Policy
 
 if TYPE_CHECKING:
     from tests.laws.conftest import Topology
@@ -407,3 +407,24 @@ async def test_cancelling_the_task_group_of_one_caller_spares_the_other(topology
     source.finish.set()
     assert await outside == "value"
     assert source.cancelled == 0
+
+
+@pytest.mark.parametrize("answer", ["an error", "a value"])
+async def test_a_deadline_leaves_no_cancellation_on_the_caller(answer: str):
+    """Also where the engine's client makes something else of it: whoever asked is not cancelled."""
+
+    class Stubborn(MemoryBackend):
+        async def get(self, key: str, /) -> bytes | None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if answer == "an error":
+                    msg = "lost"
+                    raise BackendUnavailable(msg) from None
+            return None
+
+    async with Cache(Stubborn(), memory=None, policy=Policy(backend_timeout=0.01)) as cache:
+        assert await cache.get("k") is None
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
