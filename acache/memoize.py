@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
+from textwrap import indent
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from .clock import Seconds
@@ -252,24 +253,26 @@ class _Behind:
         self._rules: Final = rules
         self._type: Final = rules.type if rules.type is not None else _return_type(function)
 
-    async def load(self, name: Any, arguments: dict[str, Any], call: partial[Any]) -> Any:
+    async def load(self, given: tuple[Any, ...], arguments: dict[str, Any], call: partial[Any]) -> Any:
         key = self.binder.key_of(arguments)
         value = await self.hooks.resolve(self._load(key, arguments, call))
         if self.hooks.space is not None:
-            self._shorten(self.hooks.space, key, name, self.binder.key_values(arguments))
+            self._shorten(self.hooks.space, key, given, self.binder.key_values(arguments))
         return value
 
     def _load(self, key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[Any]]) -> Load:
         rules, tags = self._rules, self.binder.tags(arguments)
         return Load(key, call, rules.policy, self.hooks.counters, tags, self._type, rules.condition, rules.ttl)
 
-    def _shorten(self, space: Space, key: str, name: Any, values: list[Any]) -> None:
-        if all(type(value) in _EXACT or _is_uuid(value) for value in values) and name not in self.shortcuts:
-            stored = space.records.get(key)
-            if stored is not None:
-                cells = () if stored[3] is None else stored[3].cells
-                if len(cells) == len(self.binder.tag_templates):  # not where somebody else gave it other tags
-                    space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *values, *cells))
+    def _shorten(self, space: Space, key: str, given: tuple[Any, ...], values: list[Any]) -> None:
+        if not all(type(value) in _EXACT or _is_uuid(value) for value in values):
+            return
+        name = given[0] if len(given) == 1 else given  # as `_compile` writes it
+        stored = space.records.get(key)
+        if stored is not None and name not in self.shortcuts:
+            cells = () if stored[3] is None else stored[3].cells
+            if len(cells) == len(self.binder.tag_templates):  # not where somebody else gave it other tags
+                space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *map(type, given), *cells))
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self.binder.key_of(self.binder.bind_key(args, kwargs))
@@ -456,65 +459,69 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
 # The wrapper --------------------------------------------------------------------------------------------------------
 
 _HIT: Final = """
-    try:
-        {_}value, {_}until, {_}key{stored} = {_}shortcuts[{name}]
-        if {_}until > {_}now(){same}:
-            {_}counters.hits_near += 1
-            {_}touch({_}key)
-            return {_}value
-    except {_}no_shortcut:
-        pass
+try:
+    {_}value, {_}until, {_}key{stored} = {_}shortcuts[{name}]
+    if {_}until > {_}now(){same}:
+        {_}counters.hits_near += 1
+        {_}touch({_}key)
+        return {_}value
+except {_}no_shortcut:
+    pass
 """
-_WRAPPER: Final = """\
-async def wrapper({parameters}):{hit}
-    return await {_}load({name}, {arguments}, {_}partial({_}function, {call}))
+_MISS: Final = """
+return await {_}load(({given}), {arguments}, {_}partial({_}function, {call}))
 """
 
 
 def _compile(behind: _Behind) -> Callable[..., Any]:
     """Write the wrapper for one signature.
 
-    A hit is one dict, one clock, one identity check per argument (``1``, ``True`` and ``1.0`` are one key to a dict and
-    three to us), one look at each tag and the note for LRU.
+    A hit is one dict, one clock, one type check per argument (``1``, ``True`` and ``1.0`` are one key to a dict and
+    three to us), one look at each tag and the note for LRU.  Arguments left at their defaults cost an identity check
+    each, and have no part in the name under which the dict is asked.
     """
     binder, hooks = behind.binder, behind.hooks
-    space = hooks.space
     names = binder.key_names
     mark = "_"  # what no parameter begins with, so that no name of ours hides one of theirs
     while any(name.startswith(mark) for name in binder.signature.parameters):
         mark += "_"
     scope: dict[str, Any] = {f"{mark}load": behind.load, f"{mark}partial": partial, f"{mark}function": behind.function}
-    name, hit = "None", ""
-    if space is not None and binder.simple:
-        name = names[0] if len(names) == 1 else f"({', '.join(names)})"
-        stored = [f"{mark}stored_{index}" for index in range(len(names))]
-        same = [
-            f"({old} is {new} or {old}.__class__ is {new}.__class__)" for old, new in zip(stored, names, strict=True)
-        ]
-        cells = [f"{mark}cell_{index}" for index in range(len(binder.tag_templates))]
-        hit = _HIT.format(
-            _=mark,
-            name=name,
-            stored="".join([f", {one}" for one in (*stored, *cells)]),
-            same="".join([f" and {test}" for test in (*same, *[f"not {cell}.spoilt" for cell in cells])]),
+    parameters, call = _spell(binder.signature, mark, scope)
+    arguments = f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}"
+
+    def body(given: list[str]) -> str:
+        hit = ""
+        if hooks.space is not None and binder.simple:
+            types = [f"{mark}type_{index}" for index in range(len(given))]
+            cells = [f"{mark}cell_{index}" for index in range(len(binder.tag_templates))]
+            tests = [f"{one} is {new}.__class__" for one, new in zip(types, given, strict=True)]
+            tests += [f"not {cell}.spoilt" for cell in cells]
+            hit = _HIT.format(
+                _=mark,
+                name=given[0] if len(given) == 1 else f"({', '.join(given)})",
+                stored="".join([f", {one}" for one in (*types, *cells)]),
+                same="".join([f" and {test}" for test in tests]),
+            )
+        return hit + _MISS.format(
+            _=mark, given="".join([f"{one}," for one in given]), arguments=arguments, call=", ".join(call)
         )
+
+    lines = [f"async def wrapper({', '.join(parameters)}):"]
+    defaults = {name: f"{mark}default_{name}" for name in names if f"{mark}default_{name}" in scope}
+    leading = [name for name in names if name not in defaults] or names[:1]
+    if hooks.space is not None and binder.simple:
         scope |= {
             f"{mark}shortcuts": behind.shortcuts,
             f"{mark}now": hooks.now,
             f"{mark}counters": hooks.counters,
-            f"{mark}touch": space.touch,
+            f"{mark}touch": hooks.space.touch,
             f"{mark}no_shortcut": (KeyError, TypeError),
         }
-    parameters, call = _spell(binder.signature, mark, scope)
-    source = _WRAPPER.format(
-        _=mark,
-        parameters=", ".join(parameters),
-        hit=hit,
-        name=name,
-        arguments=f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}",
-        call=", ".join(call),
-    )
-    exec(compile(source, f"<acache wrapper of {binder.owner}>", "exec"), scope)  # noqa: S102 - names only
+        if leading != names:
+            unchanged = " and ".join([f"{name} is {defaults[name]}" for name in names if name not in leading])
+            lines += [f"    if {unchanged}:", indent(body(leading), " " * 8)]
+    lines.append(indent(body(names), " " * 4))
+    exec(compile("\n".join(lines), f"<acache wrapper of {binder.owner}>", "exec"), scope)  # noqa: S102 - names only
     compiled: Callable[..., Any] = scope["wrapper"]
     return compiled
 
@@ -525,7 +532,7 @@ def _spell(signature: inspect.Signature, mark: str, scope: dict[str, Any]) -> tu
     call: list[str] = []
     star = False
     previous: Parameter | None = None
-    for index, parameter in enumerate(signature.parameters.values()):
+    for parameter in signature.parameters.values():
         if previous is not None and previous.kind is Parameter.POSITIONAL_ONLY != parameter.kind:
             parameters.append("/")
         text = parameter.name
@@ -538,8 +545,8 @@ def _spell(signature: inspect.Signature, mark: str, scope: dict[str, Any]) -> tu
             star = True
         call.append(f"{parameter.name}={parameter.name}" if parameter.kind is Parameter.KEYWORD_ONLY else text)
         if parameter.default is not Parameter.empty:
-            scope[f"{mark}default_{index}"] = parameter.default
-            text += f"={mark}default_{index}"
+            scope[f"{mark}default_{parameter.name}"] = parameter.default
+            text += f"={mark}default_{parameter.name}"
         parameters.append(text)
         previous = parameter
     if previous is not None and previous.kind is Parameter.POSITIONAL_ONLY:

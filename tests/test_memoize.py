@@ -262,7 +262,7 @@ async def test_every_kind_of_parameter_is_passed_as_it_is(cache: Cache, calls: C
 
 
 @pytest.mark.parametrize("hidden", ["_load", "_wrapper", "_shortcuts", "_value", "_until", "_key", "_now", "_touch",
-                                    "_function", "_partial", "_counters", "_stored_0", "_default_0", "function", "key",
+                                    "_function", "_partial", "_counters", "_type_0", "_default_other", "function", "key",
                                     "args", "kwargs", "call", "arguments", "self", "cls", "result", "KeyError", "TypeError"])  # fmt: skip
 async def test_a_parameter_may_have_any_name(cache: Cache, hidden: str):
     """The wrapper's own names and the helpers' parameters are no trap for the function's."""
@@ -278,6 +278,24 @@ async def test_a_parameter_may_have_any_name(cache: Cache, hidden: str):
     assert await f.refresh(**{hidden: 3}) == (3, 7)
     assert await f.bypass(**{hidden: 3}) == (3, 7)
     assert await f.invalidate(**{hidden: 3}) is True
+
+
+async def test_what_equals_a_default_is_not_taken_for_it(cache: Cache):
+    """``1``, ``True`` and ``1.0`` are three arguments where the default is one of them, at every place."""
+
+    @cache.cached()
+    async def f(a: object = 1, b: object = 1, *, c: object = "1") -> tuple[object, ...]:
+        return (a, b, c)
+
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+        ((), {}), ((1,), {}), ((True,), {}), ((1.0,), {}), ((1, True), {}), ((1, 1.0), {}), ((True, True), {}),
+        ((), {"b": True}), ((), {"c": 1}), ((1, 1), {"c": "1"}), (("1", "1"), {"c": "1"}),
+    ]  # fmt: skip
+    for _ in range(3):
+        for args, kwargs in calls:
+            a, b = (*args, 1, 1)[:2]
+            expected = (a, kwargs.get("b", b), kwargs.get("c", "1"))
+            assert [repr(one) for one in await f(*args, **kwargs)] == [repr(one) for one in expected]
 
 
 async def test_a_function_without_parameters(cache: Cache, calls: Calls):
