@@ -17,6 +17,7 @@ from .base import (
     Stream,
     Touch,
 )
+from .layered import LayeredBackend
 from .memory import MemoryBackend
 from .null import NullBackend
 
@@ -28,6 +29,7 @@ __all__ = [
     "Clear",
     "Counter",
     "KeyLimits",
+    "LayeredBackend",
     "Lease",
     "MemoryBackend",
     "Notify",
