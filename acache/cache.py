@@ -29,7 +29,7 @@ from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
 from .staircase import Staircase, ahead
-from .tiers import MISS, Extra, Received, Shared, Tiers, until_due
+from .tiers import MISS, Extra, Shared, Tiers, until_due
 
 __all__ = ["Cache", "cached"]
 
@@ -405,9 +405,10 @@ class Cache:
         """
         wanted = dict.fromkeys(check_keys(several(keys, "keys")))
         found = await self._find(wanted, type)
-        for key in wanted:
-            if key not in found:
-                self._notes.miss(key)
+        if len(found) < len(wanted):
+            for key in wanted:
+                if key not in found:
+                    self._notes.miss(key)
         return found
 
     async def _find(self, keys: Iterable[str], type_: Any, counters: Counters | None = None) -> dict[str, Any]:
@@ -428,24 +429,28 @@ class Cache:
         return found
 
     async def _get_far(self, keys: list[str], type_: Any, counters: Counters | None) -> dict[str, Any]:
-        assert self._remote is not None  # noqa: S101 - for the type checker
-        watch = self._scope.watch
-        # Without a near tier nothing is kept of what is read.
-        marks = {} if self._scope.space is None else {key: watch.open(key) for key in keys}
         found: dict[str, Any] = {}
-        try:
-            for key, received in (await self._receive_many(keys, type_)).items():
-                if received.fresh_for > 0:
-                    if marks and marks[key].intact:
-                        self._tiers.keep_received(key, received)
-                    found[key] = received.value
-        finally:
-            for key, mark in marks.items():
-                watch.close(key, mark)
+        if self._scope.space is None:  # nothing is kept of what is read
+            found = await self._read_many(keys, partial(self._tiers.values_of_many, type_=type_))
+        else:
+            watch = self._scope.watch
+            marks = {key: watch.open(key) for key in keys}
+            try:
+                received = await self._read_many(keys, partial(self._tiers.receive_many, type_=type_))
+                for key, one in received.items():
+                    if one.fresh_for > 0:
+                        if marks[key].intact:
+                            self._tiers.keep_received(key, one)
+                        found[key] = one.value
+            finally:
+                for key, mark in marks.items():
+                    watch.close(key, mark)
         self._notes.hits_far(found, counters)
         return found
 
-    async def _receive_many(self, keys: list[str], type_: Any) -> dict[str, Received]:
+    async def _read_many(
+        self, keys: list[str], receive: Callable[[Mapping[str, bytes]], Awaitable[dict[str, T]]]
+    ) -> dict[str, T]:
         assert self._remote is not None  # noqa: S101 - for the type checker
         try:
             there: Mapping[str, bytes] = await self._remote.read_many(keys)
@@ -453,7 +458,7 @@ class Cache:
             self._notes.tolerate("get_many", "", error)
             there = error.found
         try:
-            return await self._tiers.receive_many(there, type_)
+            return await receive(there)
         except BackendError as error:
             self._notes.tolerate("get_many", "", error)
             return {}

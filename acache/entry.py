@@ -53,8 +53,6 @@ BARELY_FRESH: Final = 0.001
 """Seconds: fresh, and not worth a near copy."""
 
 _HEAD: Final = struct.Struct(">BBBB8sdddf")
-_DATES: Final = struct.Struct(">dddf")
-_DATES_AT: Final = 12
 _TAG_HEAD: Final = struct.Struct(">H")
 _MAGIC: Final = 0xAC
 _VERSION: Final = 1
@@ -200,20 +198,26 @@ def opener(codec: str) -> Callable[[bytes, float], tuple[float, float, float, by
     """
     name = codec.encode("ascii")
     head = bytes((_MAGIC, _VERSION, 0, len(name)))
-    payload_at, infinity = _HEAD.size + len(name), math.inf
+    front = struct.Struct(f">4s8xdddf{len(name)}s")
+    unpack_from, payload_at, infinity = front.unpack_from, front.size, math.inf
 
     def open_quickly(data: bytes, wall: float) -> tuple[float, float, float, bytes] | None:
-        if data.startswith(head) and data.startswith(name, _HEAD.size):
-            created_at, fresh_for, keep_for, load_time = _DATES.unpack_from(data, _DATES_AT)
+        if len(data) < payload_at:
+            return None
+        begin, created_at, fresh_for, keep_for, load_time, written_by = unpack_from(data)
+        if (
+            begin != head
+            or written_by != name
             # Comparisons with NaN are false.
-            if -infinity < created_at < infinity and 0 < fresh_for <= keep_for and 0 <= load_time < infinity:
-                rest = fresh_for
-                if fresh_for != infinity and wall > created_at:
-                    rest -= wall - created_at
-                    if rest <= 0 and keep_for == fresh_for:
-                        rest = BARELY_FRESH
-                return rest, fresh_for, load_time, data[payload_at:]
-        return None
+            or not (-infinity < created_at < infinity and 0 < fresh_for <= keep_for and 0 <= load_time < infinity)
+        ):
+            return None
+        rest = fresh_for
+        if fresh_for != infinity and wall > created_at:
+            rest -= wall - created_at
+            if rest <= 0 and keep_for == fresh_for:
+                rest = BARELY_FRESH
+        return rest, fresh_for, load_time, data[payload_at:]
 
     return open_quickly
 

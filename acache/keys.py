@@ -134,9 +134,12 @@ class WireKeys:
     def entries(self, keys: Iterable[str]) -> dict[str, str]:
         """Return the users' keys by their wire keys."""
         prefix, short, entry = self._prefix, 0 if self._printable else self._short, self.entry
-        if not prefix:
-            return {entry(key): key for key in keys}
         # As `entry` does for most keys, without a call for each of thousands.
+        if not prefix:
+            return {
+                key if len(key) < short and key.isascii() and key[0] != "@" and "::" not in key else entry(key): key
+                for key in keys
+            }
         return {
             prefix + key if len(key) < short and key.isascii() and key[0] != "@" else entry(key): key for key in keys
         }

@@ -267,11 +267,29 @@ class Tiers:
         cells, tokens = await self._tags_of(tags) if tags else ({}, {})
         return self._valid(key, seen, type_, decode, cells, tokens)
 
+    async def values_of_many(self, there: Mapping[str, bytes], type_: Any) -> dict[str, Any]:
+        """Return the fresh values of what one read of many keys found, where nothing of it is kept."""
+        values: dict[str, Any] = {}
+        others: dict[str, bytes] = {}
+        wall, quick, read = self.shared.clock.wall(), self._quick or self._make_quick(), self._reader(type_)
+        for key, data in there.items():
+            if (opened := quick(data, wall)) is None or opened[0] <= 0:
+                others[key] = data
+                continue
+            try:
+                values[key] = read(opened[3])
+            except DecodeError as error:
+                self.notes.garbage(key, error)
+        if others:
+            received = await self.receive_many(others, type_)
+            values |= {key: one.value for key, one in received.items() if one.fresh_for > 0}
+        return values
+
     async def receive_many(self, there: Mapping[str, bytes], type_: Any) -> dict[str, Received]:
         """Do as `receive` for what one read of many keys found; the tags of all are read at once."""
         received: dict[str, Received] = {}
         others: dict[str, Seen] = {}
-        wall, quick, read = self.shared.clock.wall(), self._quick or self._make_quick(), self.codec.decode
+        wall, quick, read = self.shared.clock.wall(), self._quick or self._make_quick(), self._reader(type_)
         new = tuple.__new__  # half the price of a named tuple's own
         for key, data in there.items():
             if (opened := quick(data, wall)) is None:
@@ -280,7 +298,7 @@ class Tiers:
             # As `_received` does, without a call for each of thousands.
             left, ttl, load_time, payload = opened
             try:
-                value = read(payload, type_)
+                value = read(payload)
             except DecodeError as error:
                 self.notes.garbage(key, error)
             else:
@@ -293,6 +311,10 @@ class Tiers:
                 if (one := self._valid(key, seen, type_, True, cells, tokens)) is not None:
                     received[key] = one
         return received
+
+    def _reader(self, type_: Any) -> Callable[[bytes], Any]:
+        codec = self.codec
+        return codec.reader(type_) if isinstance(codec, Msgpack) else lambda data: codec.decode(data, type_)
 
     def _make_quick(self) -> Quick:
         self._quick = opener(self.codec.name)  # when first needed, as the codec

@@ -57,13 +57,17 @@ class Msgpack:
 
     def decode(self, data: bytes, type: Any = None, /) -> Any:
         """See `Codec.decode`."""
+        return self.reader(type)(data)
+
+    def reader(self, type: Any = None) -> Callable[[bytes], Any]:
+        """Return `decode` for one type, for whoever has many to read."""
         try:
             decode = self._by_type.get(type)
         except TypeError:  # an annotation that cannot be hashed, say Annotated with a list
-            return self._exact.typed_decoder(type, self._registered)(data)
+            return self._exact.typed_decoder(type, self._registered)
         if decode is None:
             if len(self._by_type) >= _ANNOTATIONS:  # annotations made at run time must not grow it for ever
                 for old in [old for old in self._by_type if old is not None]:
                     del self._by_type[old]
             decode = self._by_type[type] = self._exact.typed_decoder(type, self._registered)
-        return decode(data)
+        return decode

@@ -128,7 +128,8 @@ class RedisBackend:
 
     async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
         """See `Backend.set`."""
-        await self._do("SET", check_key(key, self.key_limits), self._checked(data), *_px(ttl))
+        wire, data = check_key(key, self.key_limits), self._checked(data)
+        await self._transport().execute("SET", wire, data, *_px(ttl))
 
     async def delete(self, key: str, /) -> bool:
         """See `Backend.delete`."""
@@ -152,11 +153,9 @@ class RedisBackend:
             if isinstance(reply, AcacheError):
                 failed |= {names[wire]: _failure(reply) for wire in group}
                 continue
-            for wire, data in zip(group, reply, strict=True):
-                if data is None:
-                    missing.append(wire)
-                else:
-                    found[names[wire]] = data
+            if None in reply:
+                missing += [wire for wire, data in zip(group, reply, strict=True) if data is None]
+            found |= {names[wire]: data for wire, data in zip(group, reply, strict=True) if data is not None}
         for group, reply in await self._of_groups("EXISTS", missing):
             if isinstance(reply, AcacheError):
                 failed |= {names[wire]: _failure(reply) for wire in group}

@@ -21,7 +21,7 @@ from ...errors import (
     DecodeError,
 )
 from .address import Address
-from .lines import Line, Lines
+from .lines import Line, Lines, Lost
 from .resp import make_reader, pack
 from .transport import MOST_KEYS, Argument, Command, Transport, UnknownScript, WrongType
 
@@ -231,8 +231,15 @@ class SharedTransport(PoolTransport):
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
+        packed, again = pack(command), command[0] in _READS
         try:
-            return await self._lines.call(pack(command), again=command[0] in _READS)
+            # The path of most commands: they wait for nothing but the reply.
+            if (reply := self._lines.begin(packed, again=again)) is None:
+                return await self._lines.call(packed, again=again)
+            try:
+                return await reply
+            except Lost as lost:
+                return await self._lines.call(packed, again=again, lost=lost)
         except AcacheError:
             raise
         except _FAILURES as error:

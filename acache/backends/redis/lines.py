@@ -112,7 +112,13 @@ class Line(asyncio.Protocol):
             again: it changes nothing, and may be sent a second time.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        self._put(future, command, command if again else None)
+        if self._waiting and self._flushing and not self.closed:
+            # The path of all but the first of a loop turn.
+            self._waiting.append((future, command if again else None))
+            self._out.append(command)
+            self._out_bytes += len(command)
+        else:
+            self._put(future, command, command if again else None)
         return future
 
     def _put(self, future: asyncio.Future[Any], command: bytes, again: bytes | None) -> None:
@@ -323,20 +329,35 @@ class Lines:
         self._tasks: Final[set[asyncio.Task[None]]] = set()
         self._closed = False
 
-    async def call(self, command: bytes, *, again: bool = False) -> Any:
+    def begin(self, command: bytes, *, again: bool) -> asyncio.Future[Any] | None:
+        """Send a command at once, if nothing stands in its way; ``None`` if it takes a `call`.
+
+        Whoever gets `Lost` from it asks `call` to go on.
+        """
+        # The path of most commands: a small one over the first line, which is open and has room.
+        lines = self._lines
+        if lines:
+            line = lines[0]
+            if not (line.closed or line.busy or line.crowded or len(command) >= _LARGE or command in self._long):
+                return line.send(command, again=again)
+        return None
+
+    async def call(self, command: bytes, *, again: bool = False, lost: Lost | None = None) -> Any:
         """Send a command; return its reply, or raise it.
 
         What was not sent when its connection was lost is sent over another; what was, only if it may be sent ``again``.
         """
-        for attempt in range(_ATTEMPTS):
+        for _ in range(_ATTEMPTS):
+            if lost is not None:
+                if lost.sent and not again:
+                    raise lost
+                again = again and not lost.sent  # once
             line = await self._line(len(command), long=command in self._long)
             try:
                 return await line.send(command, again=again)
-            except Lost as lost:
-                if (lost.sent and not again) or attempt == _ATTEMPTS - 1:
-                    raise
-                again = again and not lost.sent  # once
-        raise AssertionError  # for the type checker
+            except Lost as error:
+                lost = error
+        raise lost or AssertionError  # for the type checker
 
     async def call_many(self, commands: Sequence[bytes]) -> list[Any]:
         """Send commands one right after the other; return the reply or the error of each."""

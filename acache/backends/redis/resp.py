@@ -145,8 +145,22 @@ class PureReader:
     }  # fmt: skip
 
 
-pack: Callable[[tuple[Argument, ...]], bytes] = pure_pack if hiredis is None else cast("Any", hiredis.pack_command)
-"""Return a command as bytes."""
+_pack: Callable[[tuple[Argument, ...]], bytes] = pure_pack if hiredis is None else cast("Any", hiredis.pack_command)
+
+
+def pack(command: tuple[Argument, ...], /) -> bytes:
+    """Return a command as an array of bulk strings."""
+    # The shapes of most commands, with key and data in bytes: a third less than in C, where each argument is looked at.
+    match command:
+        case ("GET", bytes(key)):
+            return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)
+        case ("SET", bytes(key), bytes(data), "PX", int(ms)):
+            digits = b"%d" % ms
+            sizes = len(key), key, len(data), data, len(digits), digits
+            return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % sizes
+    return _pack(command)
+
+
 Push: type[Any] = PurePush if hiredis is None else hiredis.PushNotification
 """The type of a message that answers no command; a list."""
 
