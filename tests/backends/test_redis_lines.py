@@ -656,10 +656,19 @@ def test_what_is_no_reply_is_an_error(lie: bytes):
         reader.gets()
 
 
+ARGUMENTS = st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.binary(), st.integers())
+
+
 @with_hiredis
-@given(st.lists(st.one_of(st.text(st.characters(exclude_categories=["Cs"])), st.binary(), st.integers()), min_size=1))
-def test_both_writers_write_the_same(command: list[str | bytes | int]):
-    assert pure_pack(tuple(command)) == pack(tuple(command))
+@given(
+    st.one_of(
+        st.lists(ARGUMENTS, min_size=1).map(tuple),
+        st.tuples(st.just("GET"), ARGUMENTS),
+        st.tuples(st.just("SET"), ARGUMENTS, ARGUMENTS, st.sampled_from(["PX", "NX", "XX"]), ARGUMENTS),
+    )
+)
+def test_all_writers_write_the_same(command: tuple[str | bytes | int, ...]):
+    assert pure_pack(command) == pack(command)
 
 
 def test_without_hiredis_there_is_a_reader_too(monkeypatch: pytest.MonkeyPatch):

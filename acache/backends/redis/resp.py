@@ -150,14 +150,16 @@ _pack: Callable[[tuple[Argument, ...]], bytes] = pure_pack if hiredis is None el
 
 def pack(command: tuple[Argument, ...], /) -> bytes:
     """Return a command as an array of bulk strings."""
-    # The shapes of most commands, with key and data in bytes: a third less than in C, where each argument is looked at.
-    match command:
-        case ("GET", bytes(key)):
+    # The shapes of most commands: a third less than in C, where each argument is looked at.
+    if command[0] == "GET":
+        key = command[1]
+        if type(key) is bytes:
             return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)
-        case ("SET", bytes(key), bytes(data), "PX", int(ms)):
-            digits = b"%d" % ms
-            sizes = len(key), key, len(data), data, len(digits), digits
-            return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % sizes
+    elif command[0] == "SET" and len(command) == 5:  # noqa: PLR2004 - key, data, PX, milliseconds
+        _, key, data, flag, ms = command
+        if flag == "PX" and type(key) is type(data) is bytes and type(ms) is int:
+            sizes = len(key), key, len(data), data, len(str(ms)), ms
+            return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%d\r\n" % sizes
     return _pack(command)
 
 
