@@ -39,6 +39,8 @@ FILL_WITHIN: Final = 55.0
 """Seconds from the look at the far tier to the fill; after that a tombstone may have come and gone."""
 TAG_TTL: Final = 30 * 86400.0
 """Seconds a tag's token is kept; losing one invalidates what is under it."""
+_EPOCH: Final = ""
+"""What no user's tag is called."""
 _ATTEMPTS: Final = 50
 _CONCURRENT: Final = 32
 _FAILURES: Final = 5
@@ -192,6 +194,8 @@ class Remote:
         self._add: Final = backend if isinstance(backend, Add) else None
         self._counter: Final = backend if isinstance(backend, Counter) else None
         self._touch: Final = backend if isinstance(backend, Touch) else None
+        self.epochs: Final = (_EPOCH,) if namespace and self._cas is not None and isinstance(backend, Clear) else ()
+        """The tag whose token is the namespace's epoch, where `clear` has loads of other processes to look out for."""
 
     @property
     def guarded(self) -> bool:
@@ -247,13 +251,21 @@ class Remote:
         except BackendError as error:
             raise _by_key(error, wires)  # noqa: B904 - the same error
 
-    async def fill(self, key: str, envelope: Envelope, version: Version) -> bool:
-        """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen."""
+    async def fill(self, key: str, envelope: Envelope, version: Version, *, epoch: bytes | None = None) -> bool:
+        """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen, or cleared.
+
+        Args:
+            key: of the user.
+            envelope: the entry.
+            version: what was seen before the load.
+            epoch: that of the namespace before the load, where it has any.
+        """
         if self._cas is None:
             await self.write(key, envelope)
             return True
         wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
-        return await self._call(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+        stored = await self._call(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+        return stored and not await self._cleared(key, epoch)
 
     async def add(self, key: str, envelope: Envelope) -> bool:
         """Store an entry if a reader would see nothing there."""
@@ -304,6 +316,7 @@ class Remote:
     async def touch(self, key: str, ttl: float, stale_for: float) -> bool:
         """Give an entry a new ttl, counted from now."""
         wire = self._keys.entry(key)
+        epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
             seen = await self.read(key)
@@ -322,7 +335,7 @@ class Remote:
                 await self._call(self._backend.set, wire, data, ttl=_lifetime(keep))
                 return True
             if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
-                return True
+                return not await self._cleared(key, epoch)
         raise self._too_busy(key)
 
     async def counter_ttl(self, key: str) -> float | None:
@@ -340,6 +353,7 @@ class Remote:
                 return await self._call(self._counter.incr, wire, delta, ttl=_lifetime(ttl))
             except DecodeError:
                 pass  # not a counter: an int in an envelope, a tombstone, or something else
+        epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
             seen = await self.read(key)
@@ -360,8 +374,10 @@ class Remote:
             if self._cas is None:
                 await self._call(self._backend.set, wire, data, ttl=_lifetime(lifetime))
                 return number + delta
-            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime)):
+            stored = await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
+            if stored and not await self._cleared(key, epoch):
                 return number + delta
+            epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
         raise self._too_busy(key)
 
     async def clear(self) -> None:
@@ -379,9 +395,21 @@ class Remote:
         if not isinstance(self._backend, Clear):
             msg = f"{type(self._backend).__name__} cannot remove keys by prefix: it has no Clear capability"
             raise Unsupported(msg)
+        # A load that began before, in whatever process, finds another epoch when it has stored its value, or none.
+        await self._set_many({self._keys.tag(epoch): new_token() for epoch in self.epochs}, TAG_TTL)
         self._breaker.check()
         # Without the deadline: bounded steps, but as many as there are keys.
         await self._guard(self._backend.clear(self._keys.prefix), Deadlines(None))
+
+    async def _cleared(self, key: str, epoch: bytes | None) -> bool:
+        """Tell whether the namespace was cleared since it had ``epoch``; what was stored meanwhile is removed.
+
+        Looked at after it was stored: a `clear` that comes later than this look finds it, and removes it itself.
+        """
+        if epoch is None or (await self.tag_tokens(self.epochs)).get(_EPOCH) == epoch:
+            return False
+        await self.delete(key)
+        return True
 
     # Tags -----------------------------------------------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class _Attempt:
     stale: Received | None = None
     cells: tuple[TagCell, ...] = ()
     tokens: dict[str, bytes] = field(default_factory=dict)
+    epoch: bytes | None = None
+    """The namespace's, which `clear` replaces."""
     heard: set[str] | None = None
     """The tags that were invalidated in this process while the loader ran."""
     served: bool = False
@@ -218,9 +220,12 @@ class Staircase:
         if not attempt.served and flight.early(FOREVER, self._now()) is UNSERVED:
             self._notes.miss(load.key, load.counters)
         attempt.cells = self._scope.tags.cells(load.tags)
-        if load.tags and attempt.remote is not None and attempt.version is not _UNKNOWN:
+        remote = attempt.remote
+        if remote is not None and (load.tags or remote.epochs) and attempt.version is not _UNKNOWN:
             try:
-                attempt.tokens = await attempt.remote.make_tag_tokens(load.tags)
+                tokens = await remote.make_tag_tokens((*remote.epochs, *load.tags))
+                attempt.tokens = {tag: tokens[tag] for tag in load.tags}
+                attempt.epoch = next((tokens[epoch] for epoch in remote.epochs), None)
             except BackendError as error:
                 self._notes.tolerate("get_or_load", load.key, error, load.policy)
                 attempt.version = _UNKNOWN
@@ -311,7 +316,7 @@ class Staircase:
             filled = False
             if self._now() - attempt.looked_at <= FILL_WITHIN:
                 try:
-                    filled = await remote.fill(load.key, envelope, attempt.version)
+                    filled = await remote.fill(load.key, envelope, attempt.version, epoch=attempt.epoch)
                     if filled and not remote.guarded and not attempt.current:
                         # An engine that cannot compare and set may have put the old value over a newer one, or over
                         # nothing.  Nothing is the safe side.
