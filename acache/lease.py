@@ -16,6 +16,7 @@ Without the mark W would have to look again each time, because it could not tell
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from contextlib import suppress
 from typing import Final, Literal, TypeAlias
@@ -47,18 +48,20 @@ class Lease:
     Args:
         remote: where the lease is.
         key: the user's.
+        house: what the flights of one process and namespace have in common.
         ttl: seconds for which others believe in a holder of whom they hear nothing.
         clock: for the renewals and pauses.
         notes: of the failures.
     """
 
-    def __init__(self, remote: Remote, key: str, *, ttl: float, clock: Clock, notes: Notes) -> None:
+    def __init__(self, remote: Remote, key: str, *, house: bytes, ttl: float, clock: Clock, notes: Notes) -> None:
         self._remote: Final = remote
         self._key: Final = key
         self._ttl: Final = ttl
         self._clock: Final = clock
         self._notes: Final = notes
-        self._me: Final = new_token()
+        self._house: Final = house + os.getpid().to_bytes(8)  # a fork is another process
+        self._me: Final = self._house + new_token()
         self._claimed = False
         """Whether the record is ours, or may be."""
         self._told = False
@@ -83,7 +86,8 @@ class Lease:
             BackendError: the far tier did not say.
         """
         record, version = await self._remote.read_lease(self._key)
-        if record is not None and record != _GIVEN_BACK:
+        # Of one process, one flight of a key is current: if an older one has the lease, nothing comes of its load.
+        if record is not None and record != _GIVEN_BACK and not record.startswith(self._house):
             now = self._clock.monotonic()
             if record != self._theirs:
                 self._theirs, self._since = record, now

@@ -188,7 +188,8 @@ class Staircase:
     async def _load_alone(self, attempt: _Attempt, remote: Remote, flight: Flight) -> Any:
         """Step 7: load if no other process does; else take what that one stored, or its place when it is gone."""
         load, policy, clock = attempt.load, attempt.load.policy, self._tiers.shared.clock
-        lease = Lease(remote, load.key, ttl=policy.lease_ttl, clock=clock, notes=self._notes)
+        house, ttl = self._scope.house, policy.lease_ttl
+        lease = Lease(remote, load.key, house=house, ttl=ttl, clock=clock, notes=self._notes)
         began = self._now()
         try:
             while (verdict := await self._claim(lease, load)) != "load":
