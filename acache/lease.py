@@ -130,17 +130,24 @@ class Lease:
 
     async def hand_over(self, entry: bytes) -> None:
         """Send what was stored to those who wait for it."""
-        self._told = True
         try:
             await self._remote.publish(self._key, entry if len(entry) <= _LARGEST_MESSAGE else b"")
         except BackendError as error:
             self._notes.failure("lease", self._key, error, raised=False)
+        self._told = True
 
     async def give_back(self) -> None:
         """Stop listening and renewing; let somebody else be the holder, and tell those who wait.
 
-        Where that fails, the lease ends by itself.
+        Where that fails, the lease ends by itself.  A cancellation waits until it is done; a second one does not.
         """
+        try:
+            await self._give_back()
+        except asyncio.CancelledError:
+            await self._give_back()
+            raise
+
+    async def _give_back(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         for task in (self._renewal, self._listener):

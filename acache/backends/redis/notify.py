@@ -145,7 +145,7 @@ class _Link:
         two confirmations and the third messages pass by.
         """
         self._confirmed: Final[dict[bytes, asyncio.Future[None]]] = {}
-        self.why: BaseException | None = None
+        self.why: AcacheError | None = None
         """Why it has ended."""
         self._task: Final = asyncio.get_running_loop().create_task(self._read(), name="acache subscriptions")
 
@@ -159,8 +159,8 @@ class _Link:
         if self.why is None:
             await asyncio.wait([confirmed])  # not the future itself: it is others' too
         if self.why is not None:
-            msg = f"the connection for messages was lost: {self.why}"
-            raise BackendUnavailable(msg) from self.why
+            msg = f"the connection for messages has ended: {self.why}"
+            raise type(self.why)(msg) from self.why
 
     async def drop(self, topic: bytes) -> None:
         """Take a subscription back."""
@@ -212,7 +212,7 @@ class _Link:
             case _:
                 pass  # of UNSUBSCRIBE, of PING
 
-    def _end(self, why: BaseException) -> None:
+    def _end(self, why: AcacheError) -> None:
         if self.why is None:
             self.why = why
             for listeners in self.listeners.values():
