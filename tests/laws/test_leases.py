@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parents[2]
 LEASED: Final = Policy(lease=True, backend_timeout=30)
+LONG: Final = Policy(lease=True, lease_ttl=3600, backend_timeout=30)
+"""A lease that nobody takes for dead within a test: whoever gets it, gets it because it was given back."""
 
 
 class Source:
@@ -135,7 +137,7 @@ async def test_two_processes_are_one_load(processes: Callable[..., Cache]):
 
 async def test_a_loader_that_raises_frees_the_lease(processes: Callable[..., Cache]):
     """Its error reaches the callers of its own process; another process loads at once."""
-    holder, waiter = processes(policy=Policy(lease=True, lease_ttl=3600)), processes()
+    holder, waiter = processes(policy=LONG), processes(policy=LONG)
     bad, good = Source(ValueError("bad")), Source("good")
     good.finish.set()
     failing = [ask(holder, bad) for _ in range(3)]
@@ -309,7 +311,7 @@ async def test_a_cancelled_waiter_touches_nobody(far_topology: Topology, settle:
 
 async def test_the_last_waiter_s_cancellation_frees_the_lease(far_topology: Topology):
     """No other process waits for a load that nobody wants any more."""
-    holder, waiter = far_topology.cache(policy=Policy(lease=True, lease_ttl=3600)), far_topology.cache(policy=LEASED)
+    holder, waiter = far_topology.cache(policy=LONG), far_topology.cache(policy=LONG)
     abandoned, source = Source(), Source()
     source.finish.set()
     tasks = [ask(holder, abandoned) for _ in range(2)]
@@ -326,7 +328,7 @@ async def test_a_cancellation_at_every_point_leaves_the_key_free(far_topology: T
     """Wherever a flight with a lease is when it is cancelled, the next process loads without waiting for its end."""
     for call in range(10):
         for when in ("before", "after"):
-            first, second = (far_topology.cache(policy=Policy(lease=True, lease_ttl=3600)) for _ in range(2))
+            first, second = (far_topology.cache(policy=LONG) for _ in range(2))
             key, source, tracer = f"{call} {when}", Source(), far_topology.tracer
             source.finish.set()
             tracer.restart()
@@ -335,15 +337,16 @@ async def test_a_cancellation_at_every_point_leaves_the_key_free(far_topology: T
             await until(lambda one=one, stop=stop: one.done() or stop.reached.is_set())  # type: ignore[misc]
             one.cancel()
             await asyncio.wait([one])
+            tracer.restart()
+            await second.delete(key)  # what it may have stored
             two = ask(second, source, key)
             took = await pass_time(far_topology, two.done, step=1)
-            assert (await two, took < 1200) == ("value", True), (key, tracer.calls)
-    far_topology.tracer.restart()
+            assert (await two, took < 1200) == ("value", True), key
 
 
 async def test_closing_frees_the_lease(far_topology: Topology):
     """A process that is shut down in good order leaves nothing behind for others to wait for."""
-    holder, waiter = far_topology.cache(policy=Policy(lease=True, lease_ttl=3600)), far_topology.cache(policy=LEASED)
+    holder, waiter = far_topology.cache(policy=LONG), far_topology.cache(policy=LONG)
     abandoned, source = Source(), Source()
     source.finish.set()
     task = ask(holder, abandoned)
