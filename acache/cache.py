@@ -20,7 +20,7 @@ from .codecs import Codec
 from .entry import Entry
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
 from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
-from .inputs import check_delta, check_loader, check_parts, refuse_lease, several, tag_names
+from .inputs import check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
@@ -142,14 +142,14 @@ class Cache:
         if memory is not None:
             # Nothing of the near tier is touched before everything else is known to be right.
             check_namespace(namespace)
-            refuse_lease(policy)
+            check_lease(policy, backend)
             memory.claim()
         self._set_up(shared, check_namespace(namespace), codec, policy)
         if memory is not None and observers:
             memory.on_removed = self._notes.removed
 
     def _set_up(self, shared: Shared, namespace: str, codec: Codec | None, policy: Policy) -> None:
-        refuse_lease(policy)
+        check_lease(policy, shared.backend)
         self._shared = shared
         self._policy = policy
         self._ttl = ttl_seconds(policy.ttl)
@@ -896,6 +896,9 @@ class Cache:
             # It will be loaded by others.  To wait for that before loading the rest could be a deadlock: two calls,
             # each with a key that the other one is about to load.
             batch.decided(load.key)
+        if load.policy.lease:
+            # The same with other processes: each would hold the lease that the other one waits for.
+            load = replace(load, elsewhere=partial(batch.decided, load.key))
         try:
             return await answer(load)
         finally:
@@ -911,7 +914,7 @@ class Cache:
             rule, ttl = ttl, DEFAULT
         if policy is not None:
             check_parts(policy=policy)
-            refuse_lease(base)
+            check_lease(base, self._shared.backend)
         if ttl is DEFAULT and swr is DEFAULT and sie is DEFAULT:
             plan = base
         else:

@@ -78,7 +78,10 @@ class LoadFailed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Coalesced(Event):
-    """A caller waits for a load that another caller started."""
+    """A caller has his value from a load that another caller started, or waits for one."""
+
+    elsewhere: bool = False
+    """The load was another process's, which had the lease."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

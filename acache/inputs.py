@@ -6,13 +6,14 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final
 
+from .backends.base import Backend, Cas
 from .clock import Clock
 from .codecs import Codec
 from .errors import ConfigurationError, InvalidKey, short
 from .memory import Memory
 from .policy import Policy
 
-__all__ = ["check_delta", "check_loader", "check_parts", "refuse_lease", "several", "tag_names"]
+__all__ = ["check_delta", "check_lease", "check_loader", "check_parts", "several", "tag_names"]
 
 _LONGEST_TAG: Final = 1000
 _PARTS: Final[dict[str, tuple[type, str]]] = {
@@ -32,11 +33,21 @@ def check_parts(**parts: Any) -> None:
             raise ConfigurationError(msg)
 
 
-def refuse_lease(policy: Policy) -> None:
-    """Refuse what no backend can do yet."""
-    if policy.lease:
-        msg = "lease=True needs a backend with the Lease capability, and none has it yet: leave lease out"
-        raise ConfigurationError(msg)
+def check_lease(policy: Policy, backend: Backend | None) -> None:
+    """Check that the loads of many processes can be one, if the policy says so."""
+    if not policy.lease or isinstance(backend, Cas):
+        return
+    if backend is None:
+        msg = (
+            "lease=True makes the loads of many processes one, and this cache shares nothing with any other:"
+            " give it a backend, or leave lease out"
+        )
+    else:
+        msg = (
+            f"lease=True needs a backend that can compare and set, and {type(backend).__name__} has no Cas capability:"
+            " leave lease out, or use another backend"
+        )
+    raise ConfigurationError(msg)
 
 
 def check_loader(loader: object) -> None:

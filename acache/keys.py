@@ -1,9 +1,9 @@
 """Keys: what a user may write, what goes to an engine, and how arguments become one.
 
 On the wire a key is ``namespace::key``, and without a namespace just ``key``.  A namespace never contains ``::`` and
-never ends in ``:``, so the first ``::`` always ends it.  What begins with ``@`` after it is acache's own: ``@tag:...``
-and ``@invalidated:...`` records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users' keys that begin
-with ``@`` themselves.
+never ends in ``:``, so the first ``::`` always ends it.  What begins with ``@`` after it is acache's own: ``@tag:...``,
+``@invalidated:...`` and ``@lease:...`` records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users'
+keys that begin with ``@`` themselves.
 """
 
 from __future__ import annotations
@@ -151,6 +151,10 @@ class WireKeys:
     def invalidated(self, tag: str) -> str:
         """Return the wire key of the note that a tag was invalidated a short time ago."""
         return self._fit(self._internal(f"@invalidated:{tag}"))
+
+    def lease(self, key: str) -> str:
+        """Return the wire key of the lease on a user's key, which is the topic of its messages too."""
+        return self._fit(self._internal(f"@lease:{key}"))
 
     def _internal(self, name: str) -> str:
         return f"{self._prefix or '::'}{name}"

@@ -83,11 +83,11 @@ class Notes:
         if self._observers:
             emit(self._observers, Miss(namespace=self._namespace, key=key))
 
-    def coalesced(self, key: str, counters: Counters) -> None:
-        """A caller joined a load that was running."""
+    def coalesced(self, key: str, counters: Counters, *, elsewhere: bool = False) -> None:
+        """A caller joined a load that was running, in this process or elsewhere."""
         counters.coalesced += 1
         if self._observers:
-            emit(self._observers, Coalesced(namespace=self._namespace, key=key))
+            emit(self._observers, Coalesced(namespace=self._namespace, key=key, elsewhere=elsewhere))
 
     def loaded(self, key: str, took: float) -> None:
         """A loader returned after so many seconds."""

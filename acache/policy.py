@@ -54,7 +54,9 @@ class Policy:
     refresh_ahead: float | None = None
     """A hit after this fraction of ttl refreshes behind: ``0.8`` keeps a busy key from ever being loaded in front."""
     soft_timeout: float | None = None
-    """After this long a caller gets the stale value, if there is a servable one, and the load goes on behind."""
+    """After this long a caller gets the stale value, if there is a servable one, and the load goes on behind.
+
+    Here and in ``load_timeout``, time spent waiting for another process's load is part of it."""
     load_timeout: float | None = None
     """After this long a load is cancelled and its callers get ``LoadTimeout``."""
     finish_abandoned: bool = False
@@ -64,9 +66,13 @@ class Policy:
     negative_ttl: float | None = None
     """The ttl of a loaded ``None``; ``None``: the same as any other value's."""
     lease: bool = False
-    """One load per cluster instead of one per process; needs a backend with leases."""
+    """One load of all processes that share the backend, instead of one of each; needs a backend with ``Cas``.
+
+    The others wait for its value, or serve stale.  Only the number of loads depends on it: while the far tier is away,
+    each process loads for itself.  ``refresh()`` loads without asking for a lease."""
     lease_ttl: float = 10.0
-    """How long a dead holder's lease keeps the others waiting."""
+    """How long the lease of a process that died keeps the others waiting; a live one renews it while its loader runs.
+    The same in all processes."""
     backend_timeout: float = 1.0
     """The deadline of each operation of the far tier."""
     on_backend_error: Literal["miss", "raise"] = "miss"
@@ -125,6 +131,12 @@ class Policy:
                 refuse("soft_timeout must be shorter than load_timeout: a load that is over cannot go on behind")
             if not self.stale_for:
                 refuse("soft_timeout needs a stale value to return: set stale_while_revalidate or stale_if_error")
+
+        if self.lease and self.load_timeout is not None and self.lease_ttl >= self.load_timeout:
+            refuse(
+                f"lease_ttl={self.lease_ttl} must be shorter than load_timeout={self.load_timeout}:"
+                " else callers give up before the place of a process that died is taken"
+            )
 
     @property
     def stale_for(self) -> float:

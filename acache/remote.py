@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, Literal, TypeVar
 
-from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Touch, Version, batch_error
+from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Notify, Touch, Version, batch_error
 from .clock import FOREVER, Clock
 from .deadlines import Deadlines, Operation
 from .entry import Envelope, counter, holds_value, left, new_token, pack, tombstone, unpack
@@ -196,6 +196,7 @@ class Remote:
         self._touch: Final = backend if isinstance(backend, Touch) else None
         self.epochs: Final = (_EPOCH,) if namespace and self._cas is not None and isinstance(backend, Clear) else ()
         """The tag whose token is the namespace's epoch, where `clear` has loads of other processes to look out for."""
+        self._notify: Final = backend if isinstance(backend, Notify) else None
 
     @property
     def guarded(self) -> bool:
@@ -454,6 +455,46 @@ class Remote:
         tags = tuple(tags)
         await self._set_many({self._keys.invalidated(tag): new_token() for tag in tags}, TOMBSTONE_TTL)
         await self._set_many({self._keys.tag(tag): new_token() for tag in tags}, TAG_TTL)
+
+    # Leases ---------------------------------------------------------------------------------------------------------
+
+    async def read_lease(self, key: str) -> tuple[bytes | None, Version]:
+        """Read the record of who loads ``key``, with the version that `write_lease` compares."""
+        try:
+            return await self._call(self._leased.get_versioned, self._keys.lease(key))
+        except DecodeError as error:
+            msg = f"the lease of {key!r} cannot be read: {error}"
+            raise BackendUnavailable(msg) from error
+
+    async def write_lease(self, key: str, record: bytes, version: Version, *, ttl: float) -> bool:
+        """Write the record of who loads ``key``, unless somebody else did since ``version`` was seen."""
+        return await self._call(self._leased.set_if, self._keys.lease(key), record, version, ttl=ttl)
+
+    @property
+    def _leased(self) -> Cas:
+        assert self._cas is not None  # noqa: S101 - refused when the cache was built
+        return self._cas
+
+    @property
+    def notifies(self) -> bool:
+        """Whether the engine has messages."""
+        return self._notify is not None
+
+    async def publish(self, key: str, message: bytes) -> None:
+        """Send a message to those who listen for news of ``key``, if the engine has messages."""
+        if self._notify is not None:
+            await self._call(self._notify.publish, self._keys.lease(key), message)
+
+    @asynccontextmanager
+    async def subscribe(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Listen for news of ``key``; the deadline is that of the subscription, not of its messages."""
+        assert self._notify is not None  # noqa: S101 - whoever calls has asked
+        subscription = self._notify.subscribe(self._keys.lease(key))
+        messages = await self._call(subscription.__aenter__)
+        try:
+            yield messages
+        finally:
+            await subscription.__aexit__(None, None, None)
 
     # Bulk, with or without the engine's help ------------------------------------------------------------------------
 

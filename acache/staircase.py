@@ -1,7 +1,7 @@
 """`Staircase`: what happens between a caller who finds nothing fresh near and his value.
 
 Going down: near tier, stale value, running flight, in one synchronous step; and inside the flight: near tier again, far
-tier, loader, guarded fill, waiters.
+tier, lease, loader, guarded fill, waiters.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ from functools import partial
 from math import log
 from random import random
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 from .backends.base import Version
 from .clock import FOREVER, ttl_seconds
 from .coherence import TagCell
-from .entry import Entry
+from .entry import Entry, pack
 from .errors import BackendError, LoadTimeout
 from .inputs import tag_names
+from .lease import Lease, Verdict
 from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
 from .memory import Record
 from .policy import DEFAULT, Policy
-from .remote import FILL_WITHIN, Remote
+from .remote import FILL_WITHIN, Remote, Seen
 from .tiers import Received, Tiers, until_due
 
 __all__ = ["Staircase", "ahead"]
@@ -64,6 +65,9 @@ class _Attempt:
     """The tags that were invalidated in this process while the loader ran."""
     served: bool = False
     """Whether somebody has an answer already, so that the load is no miss."""
+    lease: Lease | None = None
+    waited: float = 0.0
+    """Seconds spent waiting for another process's load; they count as this one's."""
 
     @property
     def current(self) -> bool:
@@ -163,7 +167,7 @@ class Staircase:
                 if record is not None:
                     attempt.stale = self._stale(record, attempt.looked_at, load.type)
                 return self._spared(load, attempt.stale) or await self._load(attempt, flight)
-            received = await self._look(attempt, attempt.remote)
+            attempt.stale = received = await self._look(attempt, attempt.remote)
             if received is not None and received.fresh_for > 0:
                 if attempt.mark.intact:
                     self._tiers.keep_received(key, received, policy)
@@ -177,10 +181,107 @@ class Staircase:
                 attempt.served = self._serve_stale(load, flight, received)
                 if attempt.served:
                     self._notes.hit(key, "far", stale=True, counters=load.counters)
-            attempt.stale = received
+            if policy.lease and attempt.version is not _UNKNOWN:
+                return await self._load_alone(attempt, attempt.remote, flight)
             return await self._load(attempt, flight)
         finally:
             self._end(attempt)
+
+    async def _load_alone(self, attempt: _Attempt, remote: Remote, flight: Flight) -> Any:
+        """Step 7: load if no other process does; else take what that one stored, or its place when it is gone."""
+        load, policy, clock = attempt.load, attempt.load.policy, self._tiers.shared.clock
+        house, ttl = self._scope.house, policy.lease_ttl
+        lease = Lease(remote, load.key, house=house, ttl=ttl, clock=clock, notes=self._notes)
+        began = self._now()
+        try:
+            while (verdict := await self._claim(lease, load)) != "load":
+                entry = None
+                if verdict == "wait":
+                    if attempt.served and not flight.awaited:
+                        return self._given_up(attempt)  # only a refresh behind, and another process is at it
+                    if load.elsewhere is not None:
+                        load.elsewhere()
+                    entry = await lease.wait(_left(policy, attempt.waited))
+                    attempt.waited = self._now() - began
+                received = await self._look_again(attempt, remote, entry)
+                if received is not None and received.fresh_for > 0:
+                    if not attempt.served and verdict == "wait":
+                        self._notes.coalesced(load.key, load.counters, elsewhere=True)
+                    elif not attempt.served:
+                        self._notes.hit(load.key, "far", counters=load.counters)
+                    return received.value
+                if verdict == "look" or attempt.version is _UNKNOWN or self._waits_in_vain(attempt, flight):
+                    break
+                self._serve_late(attempt, flight)
+                timeout = policy.load_timeout
+                if timeout is not None and attempt.waited >= timeout:
+                    msg = f"another process took longer than load_timeout={timeout} s to load {load.key!r}"
+                    if attempt.stale is not None:
+                        self._back_off(load.key, policy)
+                    return self._given_up(attempt, LoadTimeout(msg))
+            attempt.lease = lease
+            return await self._load(attempt, flight)
+        finally:
+            await lease.give_back()
+
+    async def _claim(self, lease: Lease, load: Load) -> Verdict:
+        try:
+            return await lease.claim()
+        except BackendError as error:
+            # Nobody can tell who loads: one load for each process.
+            self._notes.tolerate("lease", load.key, error, load.policy)
+            return "load"
+
+    async def _look_again(self, attempt: _Attempt, remote: Remote, entry: bytes | None) -> Received | None:
+        """Look at what the holder of the lease sent, or else at the far tier."""
+        load, watch, received = attempt.load, self._scope.watch, cast("Received | None", None)
+        if entry is not None:
+            # Under the mark that was open when it came.
+            try:
+                received = await self._tiers.receive(load.key, Seen(entry), load.type)
+            except BackendError as error:  # on the way to its tags
+                self._notes.tolerate("get_or_load", load.key, error, load.policy)
+        if received is None or received.fresh_for <= 0:
+            # Under a mark of its own: whatever broke the old one came before this look.
+            watch.close(load.key, attempt.mark)
+            attempt.mark = watch.open(load.key)
+            attempt.looked_at, attempt.version = self._now(), _UNKNOWN
+            attempt.stale = received = await self._look(attempt, remote)
+        if received is not None and received.fresh_for > 0 and attempt.mark.intact:
+            self._tiers.keep_received(load.key, received, load.policy)
+        return received
+
+    def _waits_in_vain(self, attempt: _Attempt, flight: Flight) -> bool:
+        """Tell whether the wait may be for each other.
+
+        P loads a, whose loader asks for b; Q loads b, whose loader asks for a.  In one process that is a
+        `RecursiveLoad`; of two, neither can know.  So what another load waits for waits no longer than for a dead
+        holder: one of the two loads, and finds out.
+        """
+        return flight.inside and attempt.waited >= attempt.load.policy.lease_ttl
+
+    def _serve_late(self, attempt: _Attempt, flight: Flight) -> None:
+        """Serve the stale value while another process loads: to whoever takes one, or lost his patience."""
+        policy, stale = attempt.load.policy, attempt.stale
+        if stale is None:
+            return
+        if policy.soft_timeout is None or attempt.waited < policy.soft_timeout:
+            window = policy.stale_while_revalidate
+        else:
+            window = policy.stale_for
+        now = self._now()
+        age = now - attempt.looked_at - stale.fresh_for
+        if age < window and flight.serve_early(stale.value, age, now) and not attempt.served:
+            attempt.served = True
+            self._notes.hit(attempt.load.key, "far", stale=True, counters=attempt.load.counters)
+
+    @staticmethod
+    def _given_up(attempt: _Attempt, error: LoadTimeout | None = None) -> _Fallback:
+        """Offer the stale value in the place of a load, if there is one."""
+        stale = attempt.stale
+        if stale is None:
+            return _Fallback(None, NEVER, error, None)
+        return _Fallback(stale.value, attempt.looked_at + stale.fresh_for, error, None)
 
     async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
         """Load although there may be a fresh value: of what is there, only the version matters."""
@@ -239,7 +340,7 @@ class Staircase:
         load.counters.loads += 1
         started = self._now()
         try:
-            value = await self._run_softly(load, flight, stale)
+            value = await self._run_softly(attempt, flight)
         except NotLoaded:
             raise
         except Exception as error:
@@ -258,25 +359,26 @@ class Staircase:
             await self._fill(attempt, context, value, took)
         return value
 
-    async def _run_softly(self, load: Load, flight: Flight, stale: Received | None) -> Any:
+    async def _run_softly(self, attempt: _Attempt, flight: Flight) -> Any:
         """Run the loader; after ``soft_timeout`` those who wait get the stale value."""
-        policy = load.policy
+        policy, stale = attempt.load.policy, attempt.stale
         if policy.soft_timeout is None or stale is None or stale.fresh_for <= -policy.stale_for:
-            return await self._run(load)
+            return await self._run(attempt)
 
         def lose_patience() -> None:
             now = self._now()
             flight.serve_early(stale.value, now - began - stale.fresh_for, now)
 
         began = self._now()
-        timer = self._tiers.shared.clock.call_later(policy.soft_timeout, lose_patience)
+        patience = max(0.0, policy.soft_timeout - attempt.waited)
+        timer = self._tiers.shared.clock.call_later(patience, lose_patience)
         try:
-            return await self._run(load)
+            return await self._run(attempt)
         finally:
             timer.cancel()
 
-    async def _run(self, load: Load) -> Any:
-        timeout = load.policy.load_timeout
+    async def _run(self, attempt: _Attempt) -> Any:
+        load, timeout = attempt.load, attempt.load.policy.load_timeout
         if timeout is None:
             return await _awaitable(load)
         task = asyncio.current_task()
@@ -288,7 +390,7 @@ class Staircase:
             late = True
             task.cancel()
 
-        timer = self._tiers.shared.clock.call_later(timeout, expire)
+        timer = self._tiers.shared.clock.call_later(max(0.0, timeout - attempt.waited), expire)
         try:
             return await _awaitable(load)
         except asyncio.CancelledError:
@@ -328,6 +430,8 @@ class Staircase:
             if not (filled and attempt.current):
                 self._notes.refused(load.key, load.counters)
                 return
+            if attempt.lease is not None:
+                await attempt.lease.hand_over(pack(envelope))
         load_time = took if load.policy.early_refresh else 0.0
         if remote is not None:
             lifetime = until_due(lifetime, lifetime, load.policy)
@@ -418,6 +522,12 @@ def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:
         return True
     # XFetch: refresh when  -load_time * beta * ln(random)  reaches the time that is left.
     return bool(policy.early_refresh) and -load_time * policy.early_refresh * log(1.0 - random()) >= left  # noqa: S311
+
+
+def _left(policy: Policy, waited: float) -> float:
+    """Return the seconds until a wait is to be interrupted: by the soft timeout, or by the hard one."""
+    ends = [end - waited for end in (policy.soft_timeout, policy.load_timeout) if end is not None and end > waited]
+    return min(ends, default=FOREVER)
 
 
 def _awaitable(load: Load) -> Awaitable[Any]:

@@ -54,7 +54,7 @@ class Received(NamedTuple):
 class Scope:
     """What the views of one namespace share."""
 
-    __slots__ = ("backoffs", "batches", "flights", "space", "tags", "watch")
+    __slots__ = ("backoffs", "batches", "flights", "house", "space", "tags", "watch")
 
     def __init__(self, space: Space | None) -> None:
         self.space: Final = space
@@ -65,6 +65,8 @@ class Scope:
         """Until when a key whose loader failed is not loaded again; monotonic."""
         self.batches: Final[set[asyncio.Task[None]]] = set()
         """The calls of batch loaders under way."""
+        self.house: Final = new_token()
+        """What the leases of these flights have in common."""
 
     async def aclose(self) -> None:
         """End every load, and wait until they have ended."""

@@ -19,8 +19,8 @@ from pathlib import Path
 BEGIN = "<!-- conformance: made by `make conformance` -->\n"
 END = "<!-- conformance: end -->\n"
 NEEDS = (
-    *("values", "keys", "TTLs", "atomic", "compare-and-set", "batch", "clear / scan", "stream", "cancellation"),
-    *("lifecycle", "faults"),
+    *("values", "keys", "TTLs", "atomic", "compare-and-set", "batch", "clear / scan", "stream", "messages"),
+    *("cancellation", "lifecycle", "faults"),
 )
 LACKING = "–"
 

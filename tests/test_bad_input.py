@@ -21,6 +21,7 @@ from acache import (
     InvalidKey,
     Memory,
     MemoryBackend,
+    NullBackend,
     Policy,
     cached,
 )
@@ -631,7 +632,7 @@ def test_bounds_below_one_are_refused(build: Callable[[], object]):
         lambda: Cache(observers=print),  # type: ignore[arg-type]
         lambda: Cache(observers=[None]),  # type: ignore[list-item]
         lambda: Cache(policy=Policy(lease=True)),
-        lambda: Cache(MemoryBackend(), policy=Policy(lease=True)),
+        lambda: Cache(NullBackend(), policy=Policy(lease=True)),
         lambda: Cache().view(policy=60),  # type: ignore[arg-type]
         lambda: Cache.from_url("memory://", memory=None),
     ],

@@ -33,6 +33,7 @@ FLOORS = {
     "memoize": 4,
     "memoize_many": 5,
     "tiers": 4,
+    "lease": 4,
     "staircase": 5,
     "cache": 6,
     "http": 7,

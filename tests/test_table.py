@@ -25,6 +25,7 @@ CAPABILITIES = {
     "batch": {"Batch"},
     "clear / scan": {"Clear", "Scan"},
     "stream": {"Stream"},
+    "messages": {"Notify"},
 }
 
 

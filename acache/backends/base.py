@@ -35,7 +35,6 @@ __all__ = [
     "Clear",
     "Counter",
     "KeyLimits",
-    "Lease",
     "Notify",
     "Scan",
     "Stream",
@@ -187,32 +186,23 @@ class Cas(Protocol):
 
 
 @runtime_checkable
-class Lease(Protocol):
-    """Advisory, expiring exclusive rights."""
-
-    async def acquire(self, key: str, owner: bytes, /, *, ttl: float) -> bool:
-        """Become the holder if there is none."""
-        ...
-
-    async def renew(self, key: str, owner: bytes, /, *, ttl: float) -> bool:
-        """Go on being the holder; ``False`` if it is someone else or nobody."""
-        ...
-
-    async def release(self, key: str, owner: bytes, /) -> bool:
-        """Stop being the holder; ``False`` if it was someone else or nobody."""
-        ...
-
-
-@runtime_checkable
 class Notify(Protocol):
-    """Messages between the processes that share this engine."""
+    """Messages between the processes that share this engine: news for whoever listens now, and for nobody later.
 
-    async def publish(self, channel: str, message: bytes, /) -> None:
-        """Send ``message`` to every subscriber of ``channel`` at this moment."""
+    A topic is text within the engine's ``key_limits``.  Messages can be lost with a connection, so nothing may wait
+    for one alone.
+    """
+
+    async def publish(self, topic: str, message: bytes, /) -> None:
+        """Send ``message`` to every subscriber of ``topic`` at this moment, those of this process included."""
         ...
 
-    def subscribe(self, channel: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Receive messages from the moment the context is entered; a lost connection raises `BackendUnavailable`."""
+    def subscribe(self, topic: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Receive every message published from the moment the context is entered, in order, until it is left.
+
+        Waiting for the next one may be cancelled and begun anew.  Where some may have been missed (a lost connection,
+        or a subscriber too slow), the iterator raises `BackendUnavailable`, and ends: subscribe again, then look.
+        """
         ...
 
 

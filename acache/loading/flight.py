@@ -51,7 +51,7 @@ class Node:
 class Flight(Node):
     """One running load."""
 
-    __slots__ = ("_early", "_early_since", "_task", "_waiters", "background", "closed", "loop", "tags")
+    __slots__ = ("_early", "_early_since", "_task", "_waiters", "background", "closed", "inside", "loop", "tags")
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
         super().__init__(key)
@@ -59,6 +59,8 @@ class Flight(Node):
         self.loop: Final = loop
         self.background = background
         """Whether it goes on when nobody waits any more."""
+        self.inside = False
+        """Whether some other load waits for it."""
         self._early: Any = UNSERVED
         self._early_since = 0.0
         self.closed = False
@@ -129,6 +131,11 @@ class Flight(Node):
         if not self._waiters and not self.background and self._task is not None and not self._task.done():
             self.background = True  # abandoned once is enough
             self._task.cancel()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether somebody waits for it."""
+        return bool(self._waiters)
 
     @property
     def abandoned(self) -> bool:
@@ -217,6 +224,7 @@ class Flights:
             )
             raise RecursiveLoad(msg)
         inside.waiting_on.append(flight)
+        flight.inside = True
         try:
             return await flight.wait(patience)
         finally:

@@ -28,3 +28,5 @@ class Load:
     """Decides whether a loaded value is stored."""
     ttl: Callable[[Any], Seconds | None] | None = None
     """Decides how long a loaded value is fresh, in place of the policy."""
+    elsewhere: Callable[[], object] | None = None
+    """Called when it turns out that another process is loading the value."""

@@ -25,7 +25,7 @@ from acache import (
     InvalidKey,
     ValueTooLarge,
 )
-from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
+from acache.backends import Add, Batch, Cas, Clear, Counter, Notify, Scan, Stream, Touch
 from acache.backends.redis import RedisBackend
 from acache.testing import BackendConformance
 from acache.testing.machine import backend_machine
@@ -204,7 +204,7 @@ SCHEMES = {"redis": "redis", "redis-cluster": "redis+cluster", "valkey": "valkey
 class OnRedis(BackendConformance):
     """Whatever kind of Redis it is."""
 
-    capabilities = (Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch)
+    capabilities = (Add, Batch, Cas, Clear, Counter, Notify, Scan, Stream, Touch)
 
 
 class TestRedis(OnRedis):

@@ -175,7 +175,7 @@ async def test_a_wrong_password(private_redis: Callable[..., Any], login: str):
 
 
 PAGE = (Path(__file__).parents[2] / "docs/backends/redis.md").read_text()
-PERMISSIONS = re.findall(r"^ACL SETUSER .* ~<namespace>::\* -@all (.*)$", PAGE, re.MULTILINE)[0]
+PERMISSIONS = re.findall(r"^ACL SETUSER .* ~<namespace>::\* &<namespace>::\* -@all (.*)$", PAGE, re.MULTILINE)[0]
 IN_A_CLUSTER = re.findall(r"A cluster wants `(.*)` as well", PAGE)[0]
 
 
@@ -188,7 +188,7 @@ async def permitted(server: Any, rules: str) -> str:
 @pytest.mark.need("faults", engine="Redis")
 async def test_the_documented_permissions_are_enough(private_redis: Callable[..., Any]):
     """Every operation works for a user who may do that much, on the keys of one prefix, and no more."""
-    url = await permitted(private_redis(), f"~ns::* {PERMISSIONS}")
+    url = await permitted(private_redis(), f"~ns::* &ns::* {PERMISSIONS}")
     async with backend_of(url) as backend:
         assert await backend.get("ns::k") is None
         await backend.set("ns::k", b"v", ttl=60)
@@ -215,8 +215,16 @@ async def test_the_documented_permissions_are_enough(private_redis: Callable[...
         assert {key async for key in backend.scan("ns::")} == {"ns::k", "ns::n", "ns::long"}
         await backend.clear("ns::")
         assert [key async for key in backend.scan("ns::")] == []
+        async with backend.subscribe("ns::topic") as messages, backend.subscribe("ns::another"):
+            await backend.publish("ns::topic", b"m")
+            assert await anext(messages) == b"m"
         with pytest.raises(BackendRefused):
             await backend.get("other")
+        with pytest.raises(BackendRefused):
+            await backend.publish("other", b"m")
+        with pytest.raises(BackendRefused):
+            async with backend.subscribe("other"):
+                pass
 
 
 @pytest.mark.need("faults", engine="Redis Cluster")
@@ -224,7 +232,7 @@ async def test_the_documented_permissions_are_enough_in_a_cluster(private_redis:
     """With those that the client needs to find the nodes."""
     nodes = await cluster_of(private_redis)
     for node in nodes:
-        await permitted(node, f"~ns::* {PERMISSIONS} {IN_A_CLUSTER}")
+        await permitted(node, f"~ns::* &ns::* {PERMISSIONS} {IN_A_CLUSTER}")
     async with backend_of(cluster_url(nodes).replace("//", "//cache:pass@")) as backend:
         items = {f"ns::{number}": b"%d" % number for number in range(50)}
         await backend.set_many(items, ttl=60)
@@ -247,7 +255,7 @@ async def test_a_user_without_permissions(private_redis: Callable[..., Any]):
 @pytest.mark.need("faults", engine="Redis")
 async def test_one_key_without_permission_does_not_harm_the_others(private_redis: Callable[..., Any]):
     """A batch of writes fails for that key alone; the others are stored."""
-    async with backend_of(await permitted(private_redis(), f"~ns::* {PERMISSIONS}")) as backend:
+    async with backend_of(await permitted(private_redis(), f"~ns::* &ns::* {PERMISSIONS}")) as backend:
         with pytest.raises(BackendRefused) as caught:
             await backend.set_many({"ns::a": b"a", "other": b"o", "ns::b": b"b"}, ttl=60)
         assert {key: type(error) for key, error in caught.value.failed.items()} == {"other": BackendRefused}

@@ -1,8 +1,8 @@
 """`RedisBackend`: what each operation says to Redis or Valkey, and what the replies mean.
 
 Commands sent: GET, SET (PX, NX), UNLINK, MGET, EXISTS, PEXPIRE, PERSIST, PTTL, SCAN, and EVALSHA/EVAL of scripts on one
-key; for bodies in chunks HSET, HMGET, GETRANGE and COPY.  A value is stored under its key as it is, so other programs
-can read it.
+key; for bodies in chunks HSET, HMGET, GETRANGE and COPY; PUBLISH, and on a connection of its own SUBSCRIBE.  A value is
+stored under its key as it is, so other programs can read it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from . import stream
 from .address import parse
 from .body import is_unfinished
 from .client import Client, carry, connect, is_movable
+from .notify import Subscriptions
 from .scripts import INCREMENT, SET_IF, SWAP, run
 from .transport import Argument, Command, Transport, WrongType
 
@@ -63,6 +64,7 @@ class RedisBackend:
         self._build = build
         self._movable = movable
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._subscriptions: Subscriptions | None = None
 
     @classmethod
     def from_url(
@@ -138,8 +140,12 @@ class RedisBackend:
     async def aclose(self) -> None:
         """Close the connections, if they were opened here."""
         transport, self._current = self._current, None
-        if transport is not None and self._loop is asyncio.get_running_loop():
-            await transport.aclose()
+        subscriptions, self._subscriptions = self._subscriptions, None
+        if self._loop is asyncio.get_running_loop():
+            if subscriptions is not None:
+                await subscriptions.aclose()
+            if transport is not None:
+                await transport.aclose()
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
@@ -294,6 +300,19 @@ class RedisBackend:
         """See `Stream.store`; written beside the entry, which the finished body then replaces in one step."""
         await stream.write(self._transport(), check_key(key, self.key_limits), chunks, _ms(ttl))
 
+    # Notify ---------------------------------------------------------------------------------------------------------
+
+    async def publish(self, topic: str, message: bytes, /) -> None:
+        """See `Notify.publish`."""
+        await self._do("PUBLISH", check_key(topic, self.key_limits), self._checked(message))
+
+    def subscribe(self, topic: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See `Notify.subscribe`; everybody in this event loop shares one connection."""
+        name, transport = check_key(topic, self.key_limits), self._transport()
+        if self._subscriptions is None:
+            self._subscriptions = Subscriptions(transport.open_feed)
+        return self._subscriptions.subscribe(name)
+
     # The transport --------------------------------------------------------------------------------------------------
 
     def _transport(self) -> Transport:
@@ -308,7 +327,7 @@ class RedisBackend:
                     " inject a new client, or let RedisBackend.from_url() build one for each loop"
                 )
                 raise BackendUnavailable(msg)
-            self._current = None
+            self._current = self._subscriptions = None
         if self._current is None:
             self._current = self._build()
         self._loop = loop

@@ -23,7 +23,7 @@ from ...errors import (
 from .address import Address
 from .lines import Line, Lines, Lost
 from .resp import make_reader, pack
-from .transport import MOST_KEYS, Argument, Command, Transport, UnknownScript, WrongType
+from .transport import MOST_KEYS, Argument, Command, Feed, Transport, UnknownScript, WrongType
 
 try:
     from redis import asyncio as aioredis
@@ -208,6 +208,10 @@ class PoolTransport:
             if int(cursor) == 0:
                 return
 
+    async def open_feed(self) -> Feed:
+        """See `Transport.open_feed`."""
+        return await _open_feed(self._client.connection_pool.make_connection)
+
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         if self._owned:
@@ -366,6 +370,16 @@ class ClusterTransport:
         if failure is not None:
             raise failure
 
+    async def open_feed(self) -> Feed:
+        """See `Transport.open_feed`; the nodes pass messages on to each other."""
+        try:
+            with self._under_way:
+                await self._client.initialize()
+            node = self._client.get_random_node()
+        except _FAILURES as error:
+            raise _translated(error) from error
+        return await _open_feed(partial(node.connection_class, **node.connection_kwargs))
+
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
         await self._under_way.end()
@@ -491,6 +505,46 @@ class SharedClusterTransport(ClusterTransport):
             make = partial(node.connection_class, **node.connection_kwargs)
             lines = self._lines[node.name] = Lines(partial(_open_line, make, node.name))
         return lines
+
+
+class PackageFeed:
+    """A connection of the package, with its parser."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection: Final = connection
+
+    async def send(self, *command: Argument) -> None:
+        """See `Feed.send`."""
+        try:
+            await self._connection.send_command(*command, check_health=False)
+        except _FAILURES as error:
+            raise _translated(error) from error
+
+    async def receive(self, seconds: float) -> Any:
+        """See `Feed.receive`."""
+        try:
+            return await self._connection.read_response(timeout=seconds, disconnect_on_error=False, push_request=True)
+        except _FAILURES as error:
+            raise _translated(error) from error
+
+    async def aclose(self) -> None:
+        """See `Feed.aclose`."""
+        await self._connection.disconnect(nowait=True)
+
+
+async def _open_feed(make: Callable[[], Any]) -> Feed:
+    connection = make()
+    try:
+        await connection.connect()
+    except BaseException as error:  # as in `_open_line`
+        await connection.disconnect(nowait=True)
+        if isinstance(error, _FAILURES):
+            raise _translated(error) from error
+        if isinstance(error, RuntimeError):  # uvloop's word for writing to what the other side has closed
+            msg = f"cannot reach Redis: {error}"
+            raise BackendUnavailable(msg) from error
+        raise
+    return PackageFeed(connection)
 
 
 async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Line], object]) -> Line:

@@ -7,7 +7,7 @@ from typing import Any, Protocol, TypeAlias
 
 from ...errors import DecodeError
 
-__all__ = ["MOST_KEYS", "Argument", "Command", "Transport", "UnknownScript", "WrongType"]
+__all__ = ["MOST_KEYS", "Argument", "Command", "Feed", "Transport", "UnknownScript", "WrongType"]
 
 Argument: TypeAlias = str | bytes | int
 Command: TypeAlias = tuple[Argument, ...]
@@ -23,6 +23,22 @@ class WrongType(DecodeError):
 
 class UnknownScript(DecodeError):
     """The server has not seen this script since it started."""
+
+
+class Feed(Protocol):
+    """A connection of its own, on which a server sends whatever was subscribed to."""
+
+    async def send(self, *command: Argument) -> None:
+        """Send a command; what answers it, and everything else, comes by `receive`."""
+        ...
+
+    async def receive(self, seconds: float) -> Any:
+        """Return what the server sent next, or ``None`` when nothing came for so long.  May be cancelled."""
+        ...
+
+    async def aclose(self) -> None:
+        """Close the connection."""
+        ...
 
 
 class Transport(Protocol):
@@ -64,6 +80,10 @@ class Transport(Protocol):
         """
         ...
 
+    async def open_feed(self) -> Feed:
+        """Connect, and return the connection; whoever asked for it closes it.  In a cluster, to any of its nodes."""
+        ...
+
     async def aclose(self) -> None:
-        """Close the connections, if they were opened here."""
+        """Close the connections, if they were opened here; feeds stay open."""
         ...

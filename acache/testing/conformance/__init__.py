@@ -24,6 +24,7 @@ from .keys import KeyChecks
 from .lifecycle import LifecycleChecks
 from .lifetimes import LifetimeChecks
 from .listing import ListingChecks
+from .messages import MessageChecks
 from .stream import StreamChecks
 from .values import ValueChecks
 
@@ -39,6 +40,7 @@ class BackendConformance(
     ListingChecks,
     CasChecks,
     StreamChecks,
+    MessageChecks,
     CancellationChecks,
     LifecycleChecks,
 ):

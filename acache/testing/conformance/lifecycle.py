@@ -8,13 +8,13 @@ import warnings
 from typing import Any
 from unittest import SkipTest
 
-from ...backends.base import Add, Backend, Batch, Cas, Clear, Counter, Lease, Notify, Scan, Stream, Touch
+from ...backends.base import Add, Backend, Batch, Cas, Clear, Counter, Notify, Scan, Stream, Touch
 from ...errors import AcacheError, BackendError
 from .harness import LONG, Harness, promises
 
 __all__ = ["LifecycleChecks"]
 
-_CAPABILITIES = (Add, Batch, Cas, Clear, Counter, Lease, Notify, Scan, Stream, Touch)
+_CAPABILITIES = (Add, Batch, Cas, Clear, Counter, Notify, Scan, Stream, Touch)
 
 promise = promises("lifecycle")
 
