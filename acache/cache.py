@@ -17,7 +17,7 @@ from .backends.base import Backend
 from .backends.urls import open_backend
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
 from .codecs import Codec
-from .entry import Entry
+from .entry import Entry, Envelope
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
 from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
 from .inputs import check_delta, check_lease, check_loader, check_parts, several, tag_names
@@ -28,6 +28,7 @@ from .memoize_many import CachedBatch, HooksMany, build_many
 from .memory import Memory, Record, stored_at
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
+from .replay import Replay
 from .staircase import Staircase, ahead
 from .tiers import MISS, Extra, Shared, Tiers, until_due
 
@@ -129,13 +130,15 @@ class Cache:
         if not isinstance(observers, (list, tuple)) or not all(callable(observer) for observer in observers):
             msg = f"observers={observers!r}: pass a list of functions that take an event"
             raise ConfigurationError(msg)
+        counters = Counters()
         shared = Shared(
             backend=backend,
             memory=memory,
             clock=clock,
             observers=tuple(observers),
-            counters=Counters(),
+            counters=counters,
             breaker=Breaker(clock, self._breaker_changed),
+            replay=Replay(clock, counters, tuple(observers)),
             scopes={},
             functions=set(),
         )
@@ -227,6 +230,7 @@ class Cache:
         A backend with an injected client is as open as its client.
         """
         self._shared.closed = self._shared.breaker.closed = False
+        self._shared.replay.reopen()
         return self
 
     async def __aexit__(
@@ -237,6 +241,8 @@ class Cache:
     async def aclose(self) -> None:
         """Cancel running loads (their callers get ``CacheClosed``), drop the near tier, close the backend.
 
+        Changes that the far tier has not confirmed are sent once more, for a second at most; what does not arrive then
+        is dropped, with a warning.
         Twice is harmless.  It closes every view too.  ``async with`` opens it again.
         """
         shared = self._shared
@@ -248,6 +254,7 @@ class Cache:
         for scope in shared.scopes.values():
             await scope.aclose()
         if shared.backend is not None:
+            await shared.replay.aclose(_GRACE)
             # What is under way may be making a connection, which could not be closed yet.
             await shared.breaker.drain(_GRACE)
             await shared.backend.aclose()
@@ -291,7 +298,11 @@ class Cache:
         value = self._tiers.find_fresh(key, type_)
         if value is not MISS:
             return value
-        if self._remote is not None and self._scope.space is None:
+        if self._remote is None:
+            pass
+        elif (refusal := self._shared.breaker.refusal()) is not None:
+            self._notes.tolerate("get", key, refusal)
+        elif self._scope.space is None:
             # Nothing is kept of what is read, so it does not matter who writes meanwhile.
             try:
                 received = await self._tiers.receive(key, await self._remote.peek(key), type_)
@@ -300,7 +311,7 @@ class Cache:
                     return received.value
             except BackendError as error:
                 self._notes.tolerate("get", key, error)
-        elif self._remote is not None:
+        else:
             mark = self._scope.watch.open(key)
             try:
                 received = await self._tiers.receive(key, await self._remote.peek(key), type_)
@@ -540,6 +551,7 @@ class Cache:
             async with writing:
                 tokens = await self._remote.make_tag_tokens(names) if names else {}
                 envelopes = {key: self._tiers.envelope(payload, lifetime, tokens) for key, payload in payloads.items()}
+                writing.envelopes = envelopes
                 if len(envelopes) == 1:
                     for key, envelope in envelopes.items():
                         await self._remote.write(key, envelope)
@@ -724,11 +736,13 @@ class Cache:
                 await self._remote.replace_tag_tokens(names)
             except BackendError as error:
                 self._notes.failure("invalidate_tags", "", error, raised=True)
+                self._tiers.invalidate_later(names, error)
                 raise
             finally:
                 # A load or read that began meanwhile may have matched the old tokens.
                 self._scope.flights.forget_tagged(names)
                 cells.spoil(names)
+            self._shared.replay.forget([(self.namespace, "tag", name) for name in names])
         self._notes.invalidated("tags", "", names)
 
     async def clear(self) -> None:
@@ -745,9 +759,11 @@ class Cache:
                 await self._remote.clear()
             except BackendError as error:
                 self._notes.failure("clear", "", error, raised=True)
+                self._tiers.clear_later(error)
                 raise
             finally:
                 self._tiers.forget_all()
+            self._shared.replay.forget_all(self.namespace)
         self._notes.invalidated("clear", "")
 
     def _forget_all(self) -> None:
@@ -1146,10 +1162,12 @@ class Cache:
         logger.warning("the circuit breaker of %r is %s", self._shared.backend, state)
         if self._shared.observers:
             emit(self._shared.observers, BreakerChanged(namespace="", key="", state=state))
+        if state == "closed":
+            self._shared.replay.recovered()
 
     def stats(self) -> Stats:
         """Return the counters of this cache and all its views and functions, and the size of the near tier."""
-        stats, memory = self._counters.snapshot(), self._shared.memory
+        stats, memory = self._counters.snapshot(replay_waiting=len(self._shared.replay)), self._shared.memory
         if memory is None:
             return stats
         return replace(stats, evictions=memory.evictions, near_entries=memory.entries, near_bytes=memory.bytes)
@@ -1198,13 +1216,15 @@ class _Writing:
     reading, and does both again at its end for those who began meanwhile.
     """
 
-    __slots__ = ("_cache", "_loud", "_marks", "_operation", "settled")
+    __slots__ = ("_cache", "_loud", "_marks", "_operation", "envelopes", "settled")
 
     def __init__(self, cache: Cache, operation: str, keys: Iterable[str], *, loud: bool = True) -> None:
         self._cache: Final = cache
         self._operation: Final = operation
         self._loud: Final = loud
         self._marks: Final[dict[str, Mark | None]] = dict.fromkeys(keys)
+        self.envelopes: Mapping[str, Envelope] = {}
+        """What is being written, once it is made."""
         self.settled: list[str] = []
         """After a success: the keys that nobody else changed meanwhile, whose new values may go near."""
 
@@ -1224,6 +1244,8 @@ class _Writing:
                 if error is None and mark.intact:
                     self.settled.append(key)
                 cache._scope.watch.close(key, mark)
+        if error is None or isinstance(error, BackendError):
+            cache._tiers.settle_later(self._operation, self._marks, self.envelopes, error)
         if self._loud and isinstance(error, BackendError):
             key = next(iter(self._marks)) if len(self._marks) == 1 else ""
             cache._notes.failure(self._operation, key, error, raised=True)

@@ -22,10 +22,14 @@ __all__ = [
     "FillRefused",
     "Hit",
     "Invalidated",
+    "KeptForReplay",
     "LoadFailed",
     "Loaded",
     "Miss",
     "Observer",
+    "Operation",
+    "ReplayDropped",
+    "Replayed",
     "Stats",
     "Stored",
     "Tier",
@@ -34,6 +38,8 @@ __all__ = [
 logger: Final = logging.getLogger("acache")
 
 Tier: TypeAlias = Literal["near", "far"]
+Operation: TypeAlias = Literal["set", "delete", "invalidate_tags", "clear"]
+"""A change that is kept for a far tier that did not confirm it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +136,32 @@ class BreakerChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KeptForReplay(Event):
+    """A change that the far tier did not confirm is kept, and sent again when it answers."""
+
+    operation: Operation
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Replayed(Event):
+    """A kept change has arrived."""
+
+    operation: Operation
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayDropped(Event):
+    """A change will not arrive: an old value may stay in the far tier until its ttl ends."""
+
+    operation: Operation
+    reason: Literal["full", "failed", "closed"]
+    """Too many were kept, the engine has a bug, or the cache was closed."""
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeFailed(Event):
     """Bytes found in the far tier were not an entry this cache can read; taken as a miss."""
 
@@ -162,6 +194,14 @@ class Stats:
     invalidations: int = 0
     backend_errors: int = 0
     decode_failures: int = 0
+    replay_kept: int = 0
+    """Changes that the far tier did not confirm, kept to be sent again."""
+    replayed: int = 0
+    """Those of them that have arrived."""
+    replay_dropped: int = 0
+    """Those that never will: too many at a time, or the cache was closed."""
+    replay_waiting: int = 0
+    """Those that are kept now."""
     near_entries: int = 0
     near_bytes: int = 0
     """Zero unless the near tier is bounded by bytes."""
@@ -181,7 +221,8 @@ class Stats:
         return self.hits / asked if asked else 0.0
 
 
-_COUNTED: Final = tuple(field.name for field in fields(Stats) if not field.name.startswith("near_"))
+_GAUGES: Final = {"near_entries", "near_bytes", "replay_waiting"}
+_COUNTED: Final = tuple(field.name for field in fields(Stats) if field.name not in _GAUGES)
 
 
 class Counters:
@@ -201,6 +242,9 @@ class Counters:
     invalidations: int
     backend_errors: int
     decode_failures: int
+    replay_kept: int
+    replayed: int
+    replay_dropped: int
 
     def __init__(self) -> None:
         for name in _COUNTED:
@@ -213,11 +257,11 @@ class Counters:
         self.parts.append(part)
         return part
 
-    def snapshot(self, *, near_entries: int = 0, near_bytes: int = 0) -> Stats:
+    def snapshot(self, *, near_entries: int = 0, near_bytes: int = 0, replay_waiting: int = 0) -> Stats:
         """Freeze the totals, parts included."""
         every = [self, *self.parts]
         totals = {name: sum(getattr(one, name) for one in every) for name in _COUNTED}
-        return Stats(near_entries=near_entries, near_bytes=near_bytes, **totals)
+        return Stats(near_entries=near_entries, near_bytes=near_bytes, replay_waiting=replay_waiting, **totals)
 
 
 def emit(observers: Sequence[Observer], event: Event) -> None:

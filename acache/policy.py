@@ -77,6 +77,9 @@ class Policy:
     """The deadline of each operation of the far tier."""
     on_backend_error: Literal["miss", "raise"] = "miss"
     """Whether a far tier that fails makes a read a miss, or makes it raise."""
+    replay: bool = True
+    """Keep the writes and removals that the far tier did not confirm, whether they raised or not, and send them again
+    when it answers.  ``False``: the error is all there is."""
 
     if TYPE_CHECKING:  # what the constructor takes: the fields hold seconds, whatever people write
 
@@ -98,6 +101,7 @@ class Policy:
             lease_ttl: Seconds = ...,
             backend_timeout: Seconds = ...,
             on_backend_error: Literal["miss", "raise"] = ...,
+            replay: bool = ...,
         ) -> None: ...
 
     def __post_init__(self) -> None:

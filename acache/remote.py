@@ -28,6 +28,7 @@ from .errors import (
     ValueTooLarge,
 )
 from .keys import WireKeys
+from .replay import Replay
 
 __all__ = ["FILL_WITHIN", "Breaker", "Remote", "Seen"]
 
@@ -45,6 +46,7 @@ _ATTEMPTS: Final = 50
 _CONCURRENT: Final = 32
 _FAILURES: Final = 5
 _LONGEST_BACKOFF: Final = 30.0
+_LONGEST_PROBE: Final = 5.0
 
 State = Literal["closed", "open", "half-open"]
 
@@ -104,6 +106,7 @@ class Breaker:
         self._openings = 0
         self._open_until = 0.0
         self._last: BaseException | None = None
+        self._advice = ""
         self.running: Final[dict[Operation, asyncio.AbstractEventLoop]] = {}
         """The operations under way."""
         self._idle: asyncio.Event | None = None
@@ -121,13 +124,21 @@ class Breaker:
         if self.closed:
             msg = "the cache was closed while this operation was on its way"
             raise CacheClosed(msg)
-        if self.state == "closed":
-            return
-        if self.state == "open" and self._clock.monotonic() >= self._open_until:
-            self._become("half-open")
-            return
-        msg = f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {self._last}"
-        raise BackendUnavailable(msg) from self._last
+        if (refusal := self.refusal()) is not None:
+            raise refusal
+        if self.state != "closed":
+            # If this one takes very long, such as a clear of millions of keys, it does not keep all others out.
+            self._open_until = self._clock.monotonic() + _LONGEST_PROBE
+            if self.state == "open":
+                self._become("half-open")
+
+    def refusal(self) -> BackendUnavailable | None:
+        """Return the error with which an operation would fail at once; ``None`` if it would pass."""
+        if self.state == "closed" or self._clock.monotonic() >= self._open_until:
+            return None
+        error = BackendUnavailable(self._advice)
+        error.__cause__ = self._last
+        return error
 
     async def drain(self, grace: float) -> None:
         """Let nothing pass any more; wait for what is under way, and after ``grace`` seconds end it."""
@@ -162,6 +173,9 @@ class Breaker:
         """Note a failure."""
         self._failures += 1
         self._last = error.with_traceback(None)
+        self._advice = (
+            f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {error}"
+        )
         if self.state == "half-open" or (self.state == "closed" and self._failures >= _FAILURES):
             pause = min(_LONGEST_BACKOFF, 2.0**self._openings) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
             self._openings += 1
@@ -171,6 +185,7 @@ class Breaker:
     def abandoned(self) -> None:
         """Note that an operation was cancelled: if it was the probe, the next one is."""
         if self.state == "half-open":
+            self._open_until = self._clock.monotonic()
             self._become("open")
 
     def _become(self, state: State) -> None:
@@ -181,7 +196,9 @@ class Breaker:
 class Remote:
     """One namespace of one backend.  Keys are users' keys; values stay encoded."""
 
-    def __init__(self, backend: Backend, namespace: str, *, deadline: float, clock: Clock, breaker: Breaker) -> None:
+    def __init__(
+        self, backend: Backend, namespace: str, *, deadline: float, clock: Clock, breaker: Breaker, replay: Replay
+    ) -> None:
         limits: KeyLimits = getattr(backend, "key_limits", KeyLimits())
         self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
         self._backend: Final = backend
@@ -189,6 +206,8 @@ class Remote:
         self._deadlines: Final = Deadlines(deadline)
         self._clock: Final = clock
         self._breaker: Final = breaker
+        self._namespace: Final = namespace
+        self._replay: Final = replay
         self._cas: Final = backend if isinstance(backend, Cas) else None
         self._batch: Final = backend if isinstance(backend, Batch) else None
         self._add: Final = backend if isinstance(backend, Add) else None
@@ -210,6 +229,7 @@ class Remote:
         wire = self._keys.entry(key)
         if self._cas is None:
             return await self.peek(key)
+        self._check(key)
         try:
             data, version = await self._call(self._cas.get_versioned, wire)
         except DecodeError as error:
@@ -218,6 +238,7 @@ class Remote:
 
     async def peek(self, key: str) -> Seen:
         """Read an entry without its version: cheaper where nothing will be filled."""
+        self._check(key)
         try:
             return Seen(await self._call(self._backend.get, self._keys.entry(key)))
         except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
@@ -229,13 +250,17 @@ class Remote:
         Raises:
             BackendError: its ``found`` has the entries that could be read, its ``failed`` the keys of the others.
         """
-        wires = self._keys.entries(keys)
+        changed = {key for key in keys if self._replay.holds(self._namespace, key)} if self._replay else set[str]()
+        wires = self._keys.entries([key for key in keys if key not in changed] if changed else keys)
         try:
             found = await self._get_many(list(wires))
         except BackendError as error:
             error.found = {wires[wire]: data for wire, data in error.found.items()}
             raise _by_key(error, wires)  # noqa: B904 - the same error
-        return {wires[wire]: data for wire, data in found.items()}
+        there = {wires[wire]: data for wire, data in found.items()}
+        if changed:
+            raise batch_error({key: self._replay.refusal(self._namespace, key) for key in changed}, found=there)
+        return there
 
     async def write(self, key: str, envelope: Envelope) -> None:
         """Store an entry over whatever is there."""
@@ -272,6 +297,7 @@ class Remote:
         """Store an entry if a reader would see nothing there."""
         wire, data, ttl = self._keys.entry(key), pack(envelope), _lifetime(envelope.keep_for)
         if self._cas is None:
+            self._check(key)
             if self._add is not None:
                 return await self._call(self._add.add, wire, data, ttl=ttl)
             if self._fresh(await self.peek(key)):
@@ -294,6 +320,35 @@ class Remote:
             return await self._call(self._backend.delete, wire)
         before = await self._call(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
         return before is not None and holds_value(before, self._clock.wall())
+
+    async def settle(self, key: str, envelope: Envelope | None, since: float) -> None:
+        """Send a change again that was not confirmed at ``since`` (monotonic): a write with its value, or a removal.
+
+        The older value goes in any case.  The new one is stored where a load that began at ``since`` could have
+        stored its own: over nothing, and not later than a tombstone is kept.  What somebody else wrote may be newer or
+        older than it, and nobody can tell: it goes too, and so does neither of them win over the other by being late.
+        """
+        if self._cas is None or envelope is None:
+            await self.delete(key)
+            return
+        wire, age = self._keys.entry(key), self._clock.monotonic() - since
+        try:
+            data, version = await self._call(self._cas.get_versioned, wire)
+        except DecodeError:  # no entry of anybody's cache
+            await self.delete(key)
+            return
+        if data is None:
+            if age <= FILL_WITHIN and envelope.keep_for > age:
+                await self._call(
+                    self._cas.set_if, wire, pack(envelope), version, ttl=_lifetime(envelope.keep_for - age)
+                )
+            return
+        there = Seen(data)
+        if there.envelope is not None and there.envelope.token == envelope.token:
+            return  # it had arrived; only the confirmation had not
+        if there.envelope is not None or there.number is not None or there.garbage is not None:
+            # Refused where somebody has written since: that is newer than what this was to remove.
+            await self._call(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were seen there when it began."""
@@ -348,6 +403,7 @@ class Remote:
 
     async def incr(self, key: str, delta: int, ttl: float, decode: Callable[[Envelope], Any]) -> int:
         """Add to a counter.  An int that was stored as a value becomes a counter; anything else is refused."""
+        self._check(key)
         wire = self._keys.entry(key)
         if self._counter is not None:
             try:
@@ -416,6 +472,8 @@ class Remote:
 
     async def tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes]:
         """Read the tokens of tags; a tag without one is left out."""
+        if self._replay:
+            self._replay.check_tags(self._namespace, tags)
         wires = {self._keys.tag(tag): tag for tag in tags}
         found = await self._get_many(list(wires))
         return {wires[wire]: bytes(token) for wire, token in found.items()}
@@ -587,6 +645,11 @@ class Remote:
             # Client libraries that use wait_for can swallow a cancellation that comes together with the answer.
             raise asyncio.CancelledError
         return result
+
+    def _check(self, key: str) -> None:
+        """Read nothing of a key of which the far tier does not know the latest."""
+        if self._replay and self._replay.holds(self._namespace, key):
+            raise self._breaker.refusal() or self._replay.refusal(self._namespace, key)
 
     def _fresh(self, seen: Seen) -> bool:
         return seen.left(self._clock.wall()) > 0

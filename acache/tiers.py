@@ -7,8 +7,9 @@ Here stands how a value gets into and out of each tier; when it does is the busi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .backends.base import Backend
@@ -16,13 +17,14 @@ from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
 from .coherence import TagCell, Tags
 from .entry import BARELY_FRESH, Envelope, new_token, opener
-from .errors import CacheClosed, DecodeError
-from .events import Counters, Observer
+from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
+from .events import Counters, Observer, Operation
 from .loading import Flights, Watch
 from .memory import Memory, Record, Space
 from .notes import Notes
 from .policy import Policy
 from .remote import Breaker, Remote, Seen
+from .replay import Replay, Slot
 
 __all__ = ["MISS", "Extra", "Received", "Scope", "Shared", "Tiers", "until_due"]
 
@@ -30,6 +32,13 @@ NEAR_TTL: Final = 5.0
 """Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
 unseen.  ``Memory(ttl=...)`` sets another."""
 MISS: Final[Any] = object()
+_REPLAYED: Final[Mapping[str, Operation]] = {
+    "set": "set",
+    "set_many": "set",
+    "delete": "delete",
+    "delete_many": "delete",
+}
+"""What may be sent again; an `add`, a `touch` and an `incr` answer a question, and only at that time."""
 Opened: TypeAlias = tuple[float, float, float, bytes]
 Quick: TypeAlias = Callable[[bytes, float], Opened | None]
 
@@ -90,6 +99,7 @@ class Shared:
     observers: tuple[Observer, ...]
     counters: Counters
     breaker: Breaker
+    replay: Replay
     scopes: dict[str, Scope]
     functions: set[tuple[str, str]]
     closed: bool = False
@@ -251,9 +261,49 @@ class Tiers:
             if len(self._remotes) >= 16:  # noqa: PLR2004 - deadlines computed per call must not grow it for ever
                 self._remotes.clear()
             remote = self._remotes[deadline] = Remote(
-                shared.backend, self.namespace, deadline=deadline, clock=shared.clock, breaker=shared.breaker
+                shared.backend,
+                self.namespace,
+                deadline=deadline,
+                clock=shared.clock,
+                breaker=shared.breaker,
+                replay=shared.replay,
             )
         return remote
+
+    def settle_later(
+        self, operation: str, keys: Iterable[str], envelopes: Mapping[str, Envelope], error: BackendError | None
+    ) -> None:
+        """Keep what the far tier did not confirm of a change of ``keys``; forget older changes of those it did."""
+        replay = self.shared.replay
+        if error is None:
+            if replay and operation in _REPLAYED:
+                replay.forget([(self.namespace, "key", key) for key in keys])
+        elif (kind := _REPLAYED.get(operation)) is not None and self._replays(error):
+            assert self.remote is not None  # noqa: S101 - it failed
+            for key in keys:
+                slot: Slot = (self.namespace, "key", key)
+                if error.failed and key not in error.failed:
+                    replay.forget([slot])
+                    continue
+                # Without an envelope, and too large a value, only the removal of the older one is left to do.
+                envelope = None if isinstance(error, ValueTooLarge) else envelopes.get(key)
+                replay.keep(slot, kind, partial(self.remote.settle, key), envelope)
+
+    def invalidate_later(self, names: Iterable[str], error: BackendError) -> None:
+        """Keep an invalidation of tags that the far tier did not confirm."""
+        if self.remote is not None and self._replays(error):
+            for name in names:
+                send = partial(_resend, partial(self.remote.replace_tag_tokens, (name,)))
+                self.shared.replay.keep((self.namespace, "tag", name), "invalidate_tags", send)
+
+    def clear_later(self, error: BackendError) -> None:
+        """Keep a `clear` that the far tier did not confirm."""
+        if self.remote is not None and self._replays(error):
+            send = partial(_resend, self.remote.clear)
+            self.shared.replay.keep((self.namespace, "clear", ""), "clear", send)
+
+    def _replays(self, error: BackendError) -> bool:
+        return self.policy.replay and not isinstance(error, Unsupported)
 
     async def receive(self, key: str, seen: Seen, type_: Any, *, decode: bool = True) -> Received | None:
         """Turn what a far read saw into a value, if it is one: readable, and with current tags.
@@ -407,6 +457,11 @@ def until_due(left: float, ttl: float, policy: Policy) -> float:
     if policy.refresh_ahead is None or ttl == FOREVER:
         return left
     return left - ttl * (1.0 - policy.refresh_ahead)
+
+
+async def _resend(operate: Callable[[], Awaitable[object]], *_: object) -> None:
+    """Send what has no value."""
+    await operate()
 
 
 def _nothing(*_: object) -> None:

@@ -27,6 +27,7 @@ FLOORS = {
     "loading": 3,
     "coherence": 3,
     "deadlines": 2,
+    "replay": 2,
     "remote": 3,
     "inputs": 3,
     "notes": 3,

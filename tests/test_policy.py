@@ -27,6 +27,7 @@ def test_the_defaults_are_those_of_the_design():
         "ttl": 300.0, "stale_while_revalidate": 0.0, "stale_if_error": 0.0, "jitter": 0.0, "early_refresh": 0.0,
         "refresh_ahead": None, "soft_timeout": None, "load_timeout": None, "finish_abandoned": False, "error_backoff": 1.0,
         "negative_ttl": None, "lease": False, "lease_ttl": 10.0, "backend_timeout": 1.0, "on_backend_error": "miss",
+        "replay": True,
     }  # fmt: skip
 
 
