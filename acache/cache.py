@@ -1240,6 +1240,8 @@ class _Writing:
         cache = self._cache
         for key, mark in self._marks.items():
             cache._tiers.drop(key)
+            # A load that began meanwhile may have seen the old value: who comes from now on must not wait for it.
+            cache._scope.flights.forget(key)
             if mark is not None:
                 if error is None and mark.intact:
                     self.settled.append(key)

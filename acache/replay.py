@@ -41,7 +41,7 @@ Send: TypeAlias = Callable[[Envelope | None, float], Awaitable[object]]
 class _Change:
     """Something the far tier has to learn of."""
 
-    __slots__ = ("envelope", "operation", "send", "since")
+    __slots__ = ("envelope", "operation", "send", "since", "tries")
 
     def __init__(self, operation: Operation, send: Send, envelope: Envelope | None, since: float) -> None:
         self.operation: Final = operation
@@ -49,6 +49,7 @@ class _Change:
         self.envelope = envelope
         """The value of a write; ``None`` when only the removal of the older one is left of it."""
         self.since: Final = since
+        self.tries = 0
 
     @property
     def size(self) -> int:
@@ -227,7 +228,8 @@ class Replay:
 
     async def _round(self) -> int:
         """Send each change once; tell how many arrived.  Ends early where the far tier seems to be away."""
-        waiting = [*self._removals.items(), *self._writes.items()]
+        # What has failed most often goes last: if it fails for ever, it must not keep the others waiting.
+        waiting = sorted((*self._removals.items(), *self._writes.items()), key=lambda item: item[1].tries)
         size, sent = 1, 0  # the first one alone: it may be all that the breaker lets through
         while waiting:
             some, waiting = waiting[:size], waiting[size:]
@@ -244,9 +246,7 @@ class Replay:
         try:
             await change.send(change.envelope, change.since)
         except (BackendError, CacheClosed):
-            if self._is_kept(slot, change):  # behind the others: what fails for ever must not keep them waiting
-                self._forget(slot)
-                self._put(slot, change)
+            change.tries += 1
             return False
         except Exception:  # noqa: BLE001 - an engine's own mistake must not stop the others
             logger.exception("the replay of %s of %r failed for good", change.operation, slot[2])

@@ -1029,3 +1029,38 @@ def test_no_schedule_in_one_process_loses_an_invalidation(kind: str, removal: st
 def test_no_schedule_of_two_processes_loses_an_invalidation(kind: str, make_topology: MakeTopology):
     """Whatever the order in which two processes over one guarded far tier take their steps, none is lost."""
     try_schedules(lambda: make_topology(kind), "delete", processes=2, near=False)
+
+
+@pytest.mark.parametrize("change", ["delete", "delete_many", "set"])
+async def test_who_comes_after_a_change_does_not_wait_for_a_load_that_began_during_it(change: str):
+    """1: a change is on its way.  2: a load begins, and sees what was before.  3: the change is confirmed.  4: a caller."""
+    backend = FaultyBackend()
+    async with Cache(backend, memory=None, policy=Policy(backend_timeout=30)) as cache:
+        held = backend.hold("set" if change == "set" else "set_many" if change == "delete_many" else "swap")
+        calls = {
+            "delete": lambda: cache.delete("k"),
+            "delete_many": lambda: cache.delete_many(["k"]),
+            "set": lambda: cache.set("k", "written"),
+        }
+        changing = asyncio.ensure_future(calls[change]())
+        await held.reached.wait()
+        reached, go = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> str:
+            reached.set()
+            await go.wait()
+            return "old"
+
+        async def load() -> str:
+            return "new"
+
+        waiting = asyncio.create_task(cache.get_or_load("k", slow))
+        await reached.wait()
+        held.release()
+        await changing
+        later = asyncio.create_task(cache.get_or_load("k", load))
+        done, _ = await asyncio.wait([later], timeout=10)
+        go.set()
+        assert await waiting == "old"
+        assert done != set(), "it waits for the load that began before"
+        assert await later == ("written" if change == "set" else "new")

@@ -1,0 +1,128 @@
+"""What several processes did to a cache, and whether what they read could be.
+
+Each key is a register that may lose its value at any time, and must not bring an old one back:
+
+* A read returns a value that was written or loaded under this very key, or nothing.
+* No read returns a value that had been written, or whose load had begun, before a change of the key was begun that
+  was confirmed longer than ``bound`` seconds before the read began.  Changes are sets, deletes and invalidations of the
+  key's tag; instants are of one clock.
+* In the process that made the change the bound is ``own_bound``, and the change need not have been confirmed: whoever
+  wrote something does not read what was there before.
+
+A write that was not confirmed may take effect at any later time, so its value is never too old.  A load's value may be
+handed to those who were waiting for it.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from math import inf
+from pathlib import Path
+from typing import Any, Final, Literal
+
+__all__ = ["Operation", "check", "read_log", "write_log"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """Something that a process did, from ``begin`` to ``end``."""
+
+    kind: Literal["set", "delete", "invalidate", "get", "load"]
+    process: int
+    begin: float
+    end: float
+    key: str = ""
+    """For an invalidation, the tag."""
+    tag: str = ""
+    """The tag of the key: always the same one."""
+    value: str | None = None
+    """What was written, loaded or read."""
+    confirmed: bool = True
+
+    def __str__(self) -> str:
+        doubt = "" if self.confirmed else " (not confirmed)"
+        return f"{self.begin:.4f}..{self.end:.4f} process {self.process}: {self.kind} {self.key} {self.value}{doubt}"
+
+
+def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0) -> list[str]:
+    """Return what is wrong, in words; nothing is right."""
+    operations = sorted(history, key=lambda operation: operation.begin)
+    born: dict[str, Operation] = {}
+    for operation in operations:
+        if operation.kind in ("set", "load") and operation.value is not None:
+            assert operation.value not in born, f"two operations made {operation.value}"
+            born[operation.value] = operation
+    tags: Final[dict[str, str]] = {operation.key: operation.tag for operation in operations if operation.tag}
+    changes, own_changes = _Changes(), _Changes()
+    keys_of: Final[dict[str, list[str]]] = defaultdict(list)
+    for key, tag in tags.items():
+        keys_of[tag].append(key)
+    for operation in operations:
+        if operation.kind in ("set", "delete", "invalidate"):
+            for key in keys_of[operation.key] if operation.kind == "invalidate" else [operation.key]:
+                if operation.confirmed:
+                    changes.add((key,), operation)
+                own_changes.add((key, operation.process), operation)
+    wrong: list[str] = []
+    for read in operations:
+        if read.kind != "get" or read.value is None:
+            continue
+        origin = born.get(read.value)
+        if origin is None:
+            wrong.append(f"nobody wrote this value\n  {read}")
+            continue
+        if origin.key != read.key:
+            wrong.append(f"this value was written under another key\n  {read}\n  {origin}")
+            continue
+        if origin.begin > read.end:
+            wrong.append(f"this value was read before it was written\n  {read}\n  {origin}")
+            continue
+        if origin.kind == "load":
+            if read.begin <= origin.end:
+                continue  # it was waiting for this very load
+            written = origin.begin
+        else:
+            written = origin.end if origin.confirmed else inf
+        for found in (
+            changes.latest((read.key,), read.begin - bound),
+            own_changes.latest((read.key, read.process), read.begin - own_bound),
+        ):
+            if found is not None and found.begin > written:
+                wrong.append(f"this value had been replaced or removed\n  {read}\n  {found}\n  {origin}")
+                break
+    return wrong
+
+
+class _Changes:
+    """Changes by what they concern, and of those that had ended by an instant the one that began last."""
+
+    def __init__(self) -> None:
+        self._changes: Final[dict[tuple[Any, ...], list[Operation]]] = defaultdict(list)
+        self._sorted: Final[dict[tuple[Any, ...], tuple[list[float], list[Operation]]]] = {}
+
+    def add(self, what: tuple[Any, ...], change: Operation) -> None:
+        self._changes[what].append(change)
+
+    def latest(self, what: tuple[Any, ...], before: float) -> Operation | None:
+        if what not in self._sorted:
+            changes = sorted(self._changes.get(what, ()), key=lambda change: change.end)
+            latest = list(accumulate(changes, lambda one, other: max(one, other, key=lambda change: change.begin)))
+            self._sorted[what] = ([change.end for change in changes], latest)
+        ends, latest = self._sorted[what]
+        index = bisect_left(ends, before)
+        return latest[index - 1] if index else None
+
+
+def write_log(path: Path, history: Iterable[Operation]) -> None:
+    """Write a history as lines of JSON."""
+    path.write_text("".join(json.dumps(asdict(operation)) + "\n" for operation in history), encoding="utf-8")
+
+
+def read_log(path: Path) -> list[Operation]:
+    """Read one back."""
+    return [Operation(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,0 +1,91 @@
+"""Laws 1, 2, 3 and 7 at once: random processes over a bad network, and a checker of what they read."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+
+import pytest
+
+from acache import Cache, Memory, MemoryBackend
+
+from ..history import Operation, check
+from ..processes import BOUND, NEAR_TTL, Process
+from ..simulation import Network, SimulatedBackend, VirtualClock, run
+
+SECONDS = 60.0
+"""Of virtual time."""
+
+
+def simulate(seed: int, seconds: float = SECONDS) -> tuple[list[Operation], list[Process]]:
+    """Let four processes live over a network that misbehaves."""
+
+    async def main() -> tuple[list[Operation], list[Process]]:
+        loop, clock, store = asyncio.get_running_loop(), VirtualClock(), MemoryBackend(clock=VirtualClock())
+        chance = random.Random(seed)
+        networks = [Network(random.Random(chance.random())) for _ in range(4)]
+        caches = [
+            Cache(
+                SimulatedBackend.over(store, network),
+                memory=Memory(max_entries=1000, ttl=NEAR_TTL),
+                namespace="n",
+                policy=Process.policy(),
+                clock=clock,
+            )
+            for network in networks
+        ]
+        processes = [Process(number, cache, seed, loop.time) for number, cache in enumerate(caches)]
+
+        async def weather() -> None:
+            while True:
+                await asyncio.sleep(chance.expovariate(1))
+                chance.choice(networks).misbehave()
+
+        trouble = loop.create_task(weather())
+        await asyncio.gather(*[process.live(loop.time() + seconds) for process in processes])
+        trouble.cancel()
+        for network in networks:
+            network.state = "well"
+            await network.settle()
+        await asyncio.sleep(60)  # what is kept arrives
+        assert [cache.stats().replay_waiting for cache in caches] == [0] * 4
+        assert sum(cache.stats().replayed for cache in caches) > 0
+        for process, cache in zip(processes, caches, strict=True):
+            process.finish()
+            await cache.aclose()
+        return [operation for process in processes for operation in process.history], processes
+
+    return run(main(), seed)
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> None:
+    """Breakers open and close by the hundred here."""
+    caplog.set_level(logging.ERROR, "acache")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_process_reads_what_was_replaced_over_a_simulated_network(seed: int):
+    """Delays, losses, partitions and late arrivals; every read is checked against the history."""
+    history, _ = simulate(seed)
+    assert len(history) > 10_000
+    assert check(history, bound=BOUND) == []
+
+
+def test_a_simulation_is_the_same_each_time():
+    """What one seed finds can be looked at again."""
+    assert simulate(3, 10)[0] == simulate(3, 10)[0]
+    assert simulate(3, 10)[0] != simulate(4, 10)[0]
+
+
+def test_the_simulation_finds_a_cache_that_forgets_to_tell_the_far_tier(monkeypatch: pytest.MonkeyPatch):
+    """The check can fail: one delete in ten that is confirmed but not done is found."""
+    swap, chance = MemoryBackend.swap, random.Random(1)
+
+    async def forgetful(self: MemoryBackend, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
+        return None if chance.random() < 0.1 else await swap(self, key, data, ttl=ttl)
+
+    monkeypatch.setattr(MemoryBackend, "swap", forgetful)
+    assert check(simulate(1, 20)[0], bound=BOUND) != []
