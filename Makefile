@@ -3,6 +3,7 @@
 SERVICES ?= redis redis-cluster valkey memcached mongodb dynamodb moto
 PYTEST_ARGS ?= -n auto
 PORT ?= 8000
+SOAK_ARGS ?= --seconds 60
 
 PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
@@ -15,12 +16,13 @@ RUN_SERVICES := $(PY) tests/services.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test check fmt bench bench-smoke conformance docs services-up services-down clean
+.PHONY: help demo serve test soak check fmt bench bench-smoke conformance docs services-up services-down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 	@echo
 	@echo '  make test PYTEST_ARGS="-k stampede"    some tests; SERVICES="redis valkey" or all: other servers than these'
+	@echo '  make soak SOAK_ARGS="--seconds 600 --seed 7"'
 	@echo '  make bench BENCH_ARGS="--only redis files"     some sections; --quick: few and short rounds'
 	@echo '  make serve ACACHE_URL=redis://... PORT=8001'
 
@@ -33,6 +35,10 @@ serve: $(VENV)/.demo ## run the demo application until Ctrl-C
 test: $(VENV)/.dev ## run the tests against real servers, fetched and started for the run
 	$(RUN_SERVICES) install $(SERVICES)
 	$(RUN_SERVICES) run $(SERVICES) -- $(PY) -m pytest $(PYTEST_ARGS)
+
+soak: $(VENV)/.dev ## let four processes use one Redis over a bad network, and check every read against the history
+	$(RUN_SERVICES) install redis
+	$(RUN_SERVICES) run redis -- sh -c '$(PY) tests/soak.py "$$ACACHE_REDIS_URL" $(SOAK_ARGS)'
 
 check: $(VENV)/.dev ## format, lint, types and floors: what must hold before the tests
 	$(PY) -m ruff format --check $(CODE)

@@ -75,27 +75,27 @@ def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0)
         origin = born.get(read.value)
         if origin is None:
             wrong.append(f"nobody wrote this value\n  {read}")
-            continue
-        if origin.key != read.key:
+        elif origin.key != read.key:
             wrong.append(f"this value was written under another key\n  {read}\n  {origin}")
-            continue
-        if origin.begin > read.end:
+        elif origin.begin > read.end:
             wrong.append(f"this value was read before it was written\n  {read}\n  {origin}")
-            continue
-        if origin.kind == "load":
-            if read.begin <= origin.end:
-                continue  # it was waiting for this very load
-            written = origin.begin
         else:
-            written = origin.end if origin.confirmed else inf
-        for found in (
-            changes.latest((read.key,), read.begin - bound),
-            own_changes.latest((read.key, read.process), read.begin - own_bound),
-        ):
-            if found is not None and found.begin > written:
-                wrong.append(f"this value had been replaced or removed\n  {read}\n  {found}\n  {origin}")
-                break
+            written = _written(origin, read)
+            for change in (
+                changes.latest((read.key,), read.begin - bound),
+                own_changes.latest((read.key, read.process), read.begin - own_bound),
+            ):
+                if change is not None and change.begin > written:
+                    wrong.append(f"this value had been replaced or removed\n  {read}\n  {change}\n  {origin}")
+                    break
     return wrong
+
+
+def _written(origin: Operation, read: Operation) -> float:
+    """Return the instant after which a change that began makes the value of ``origin`` too old for ``read``."""
+    if origin.kind == "load":
+        return inf if read.begin <= origin.end else origin.begin  # perhaps it was waiting for this very load
+    return origin.end if origin.confirmed else inf
 
 
 class _Changes:

@@ -102,7 +102,7 @@ class Network:
                 return
             try:
                 result, error = await effect(), None
-            except Exception as failure:
+            except Exception as failure:  # noqa: BLE001 - whatever it is, it is the answer
                 error = failure
             lost = self._lost("cut", "deaf")
             await asyncio.sleep(self._pause())

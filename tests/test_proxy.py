@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Literal, TypeAlias
 
 import pytest
 
@@ -62,8 +63,11 @@ class Client:
                 await self.reader.read(1)
 
 
+Connect: TypeAlias = Callable[[], Awaitable[Client]]
+
+
 @pytest.fixture
-async def connect(proxy: Proxy) -> AsyncIterator[object]:
+async def connect(proxy: Proxy) -> AsyncIterator[Connect]:
     """Open connections, and close them in the end."""
     clients: list[Client] = []
 
@@ -76,7 +80,7 @@ async def connect(proxy: Proxy) -> AsyncIterator[object]:
         client.writer.transport.abort()
 
 
-async def test_without_faults_everything_passes_unchanged(proxy: Proxy, connect):
+async def test_without_faults_everything_passes_unchanged(proxy: Proxy, connect: Connect):
     """Also what is larger than any buffer."""
     client = await connect()
     big = bytes(range(256)) * 8000
@@ -86,7 +90,7 @@ async def test_without_faults_everything_passes_unchanged(proxy: Proxy, connect)
     assert proxy.connections == 1
 
 
-async def test_a_delay_holds_up_both_ways_and_keeps_the_order(proxy: Proxy, connect):
+async def test_a_delay_holds_up_both_ways_and_keeps_the_order(proxy: Proxy, connect: Connect):
     """There and back: twice the delay at least, however the random part falls."""
     client = await connect()
     proxy.delay(0.05, jitter=0.05)
@@ -98,7 +102,7 @@ async def test_a_delay_holds_up_both_ways_and_keeps_the_order(proxy: Proxy, conn
     assert time.monotonic() - started >= 0.1
 
 
-async def test_what_is_dropped_never_arrives(proxy: Proxy, connect):
+async def test_what_is_dropped_never_arrives(proxy: Proxy, connect: Connect):
     """Also not after the end of the fault; what comes then does."""
     client = await connect()
     proxy.drop()
@@ -114,7 +118,9 @@ async def test_what_is_dropped_never_arrives(proxy: Proxy, connect):
 
 
 @pytest.mark.parametrize("silent", ["up", "down"])
-async def test_a_silent_direction_holds_back_what_arrives_later(proxy: Proxy, connect, silent):
+async def test_a_silent_direction_holds_back_what_arrives_later(
+    proxy: Proxy, connect: Connect, silent: Literal["up", "down"]
+):
     """Nothing is lost of it, and the other direction does not notice."""
     client = await connect()
     proxy.half_open(silent)
@@ -124,7 +130,7 @@ async def test_a_silent_direction_holds_back_what_arrives_later(proxy: Proxy, co
     await client.hear(b"hello")
 
 
-async def test_a_reset_is_a_reset_and_lasts(proxy: Proxy, connect):
+async def test_a_reset_is_a_reset_and_lasts(proxy: Proxy, connect: Connect):
     """For open connections and for new ones, until it is over."""
     client = await connect()
     await client.say(b"hello")
@@ -142,7 +148,7 @@ async def test_a_reset_is_a_reset_and_lasts(proxy: Proxy, connect):
     await another.hear(b"again")
 
 
-async def test_a_single_reset_lets_the_next_connection_in(proxy: Proxy, connect):
+async def test_a_single_reset_lets_the_next_connection_in(proxy: Proxy, connect: Connect):
     """As a server that was restarted."""
     client = await connect()
     await client.say(b"hello")
@@ -155,7 +161,7 @@ async def test_a_single_reset_lets_the_next_connection_in(proxy: Proxy, connect)
     await new.hear(b"again")
 
 
-async def test_a_throttle_lets_so_many_bytes_pass(proxy: Proxy, connect):
+async def test_a_throttle_lets_so_many_bytes_pass(proxy: Proxy, connect: Connect):
     """Two thousand bytes at ten thousand a second, twice on their way: they take their time, and arrive."""
     client = await connect()
     proxy.throttle(10_000)
@@ -165,7 +171,7 @@ async def test_a_throttle_lets_so_many_bytes_pass(proxy: Proxy, connect):
     assert time.monotonic() - started >= 0.15
 
 
-async def test_a_server_that_is_down_refuses(connect, proxy: Proxy):
+async def test_a_server_that_is_down_refuses(connect: Connect, proxy: Proxy):
     """A connection to a proxy without a server ends at once."""
     async with Proxy("127.0.0.1", 1) as nothing:
         reader, writer = await asyncio.open_connection("127.0.0.1", nothing.port)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,8 +16,12 @@ from acache import Cache, Memory, MemoryBackend
 from ..history import Operation, check
 from ..processes import BOUND, NEAR_TTL, Process
 from ..simulation import Network, SimulatedBackend, VirtualClock, run
+from ..soak import soak, summary
 
-SECONDS = 60.0
+if TYPE_CHECKING:
+    from tests.services import PrivateRedis
+
+SECONDS = 20.0
 """Of virtual time."""
 
 
@@ -66,11 +72,11 @@ def quiet(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "acache")
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_process_reads_what_was_replaced_over_a_simulated_network(seed: int):
     """Delays, losses, partitions and late arrivals; every read is checked against the history."""
     history, _ = simulate(seed)
-    assert len(history) > 10_000
+    assert len(history) > 3_000
     assert check(history, bound=BOUND) == []
 
 
@@ -89,3 +95,30 @@ def test_the_simulation_finds_a_cache_that_forgets_to_tell_the_far_tier(monkeypa
 
     monkeypatch.setattr(MemoryBackend, "swap", forgetful)
     assert check(simulate(1, 20)[0], bound=BOUND) != []
+
+
+# Real processes, a real Redis ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.soak
+async def test_no_process_reads_what_was_replaced_over_a_real_network(redis_url: str, tmp_path: Path):
+    """Four processes with a fault proxy each; `make soak` runs it for a minute."""
+    seed = random.randrange(10**6)
+    history, faults = await soak(redis_url, tmp_path, seconds=8, seed=seed)
+    print(f"seed {seed}: {summary(history, faults)}")
+    assert len(history) > 1000
+    assert sum(operation.kind == "get" and operation.value is not None for operation in history) > 100
+    assert check(history, bound=BOUND) == []
+
+
+@pytest.mark.soak
+async def test_no_process_reads_what_was_replaced_while_the_server_stands_still_now_and_then(
+    private_redis: Callable[..., PrivateRedis], tmp_path: Path
+):
+    """SIGSTOP, and SIGCONT up to a second later: what was sent meanwhile arrives all at once, in any order."""
+    server, seed = private_redis(), random.randrange(10**6)
+    disturb = {"pause": server.pause, "resume": server.resume}
+    history, faults = await soak(server.url, tmp_path, seconds=8, seed=seed, disturb=lambda what: disturb[what]())
+    print(f"seed {seed}: {summary(history, faults)}")
+    assert faults["pause"] > 0
+    assert check(history, bound=BOUND) == []
