@@ -57,17 +57,7 @@ def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0)
         if operation.kind in ("set", "load") and operation.value is not None:
             assert operation.value not in born, f"two operations made {operation.value}"
             born[operation.value] = operation
-    tags: Final[dict[str, str]] = {operation.key: operation.tag for operation in operations if operation.tag}
-    changes, own_changes = _Changes(), _Changes()
-    keys_of: Final[dict[str, list[str]]] = defaultdict(list)
-    for key, tag in tags.items():
-        keys_of[tag].append(key)
-    for operation in operations:
-        if operation.kind in ("set", "delete", "invalidate"):
-            for key in keys_of[operation.key] if operation.kind == "invalidate" else [operation.key]:
-                if operation.confirmed:
-                    changes.add((key,), operation)
-                own_changes.add((key, operation.process), operation)
+    changes, own_changes = _changes(operations)
     wrong: list[str] = []
     for read in operations:
         if read.kind != "get" or read.value is None:
@@ -89,6 +79,22 @@ def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0)
                     wrong.append(f"this value had been replaced or removed\n  {read}\n  {change}\n  {origin}")
                     break
     return wrong
+
+
+def _changes(operations: list[Operation]) -> tuple[_Changes, _Changes]:
+    """Return the confirmed changes by key, and all of them by key and process."""
+    changes, own_changes = _Changes(), _Changes()
+    keys_of: dict[str, set[str]] = defaultdict(set)
+    for operation in operations:
+        if operation.tag:
+            keys_of[operation.tag].add(operation.key)
+    for operation in operations:
+        if operation.kind in ("set", "delete", "invalidate"):
+            for key in keys_of[operation.key] if operation.kind == "invalidate" else [operation.key]:
+                if operation.confirmed:
+                    changes.add((key,), operation)
+                own_changes.add((key, operation.process), operation)
+    return changes, own_changes
 
 
 def _written(origin: Operation, read: Operation) -> float:
