@@ -63,6 +63,8 @@ class _Attempt:
     """The namespace's, which `clear` replaces."""
     heard: set[str] | None = None
     """The tags that were invalidated in this process while the loader ran."""
+    away: bool = False
+    """Whether the far tier failed to answer."""
     served: bool = False
     """Whether somebody has an answer already, so that the load is no miss."""
     lease: Lease | None = None
@@ -181,6 +183,11 @@ class Staircase:
                 attempt.served = self._serve_stale(load, flight, received)
                 if attempt.served:
                     self._notes.hit(key, "far", stale=True, counters=load.counters)
+            if attempt.away and (record := self._tiers.find(key, load.type)) is not None:
+                # No longer trusted to be the latest, but of use to those who take a stale value rather than an error.
+                attempt.stale = self._stale(record, self._now(), load.type)
+                if (spared := self._spared(load, attempt.stale)) is not None:
+                    return spared
             if policy.lease and attempt.version is not _UNKNOWN:
                 return await self._load_alone(attempt, attempt.remote, flight)
             return await self._load(attempt, flight)
@@ -313,6 +320,7 @@ class Staircase:
             return await self._tiers.receive(load.key, seen, load.type)
         except BackendError as error:  # on the way to the entry, or to its tags
             self._notes.tolerate("get_or_load", load.key, error, load.policy)
+            attempt.away = True
             return None
 
     async def _load(self, attempt: _Attempt, flight: Flight) -> Any:
