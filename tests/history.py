@@ -9,8 +9,8 @@ Each key is a register that may lose its value at any time, and must not bring a
 * In the process that made the change the bound is ``own_bound``, and the change need not have been confirmed: whoever
   wrote something does not read what was there before.
 
-A write that was not confirmed may take effect at any later time, so its value is never too old.  A load's value may be
-handed to those who were waiting for it.
+A write that was not confirmed may take effect up to ``late`` seconds after its end, by default at any time.  A load's
+value may be handed to those who were waiting for it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Operation:
         return f"{self.begin:.4f}..{self.end:.4f} process {self.process}: {self.kind} {self.key} {self.value}{doubt}"
 
 
-def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0) -> list[str]:
+def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0, late: float = inf) -> list[str]:
     """Return what is wrong, in words; nothing is right."""
     operations = sorted(history, key=lambda operation: operation.begin)
     born: dict[str, Operation] = {}
@@ -70,7 +70,7 @@ def check(history: Iterable[Operation], *, bound: float, own_bound: float = 0.0)
         elif origin.begin > read.end:
             wrong.append(f"this value was read before it was written\n  {read}\n  {origin}")
         else:
-            written = _written(origin, read)
+            written = _written(origin, read, late)
             for change in (
                 changes.latest((read.key,), read.begin - bound),
                 own_changes.latest((read.key, read.process), read.begin - own_bound),
@@ -97,11 +97,11 @@ def _changes(operations: list[Operation]) -> tuple[_Changes, _Changes]:
     return changes, own_changes
 
 
-def _written(origin: Operation, read: Operation) -> float:
+def _written(origin: Operation, read: Operation, late: float) -> float:
     """Return the instant after which a change that began makes the value of ``origin`` too old for ``read``."""
     if origin.kind == "load":
         return inf if read.begin <= origin.end else origin.begin  # perhaps it was waiting for this very load
-    return origin.end if origin.confirmed else inf
+    return origin.end if origin.confirmed else origin.end + late
 
 
 class _Changes:

@@ -23,12 +23,17 @@ else:
 
 __all__ = ["BOUND", "DEADLINE", "NEAR_TTL", "Process"]
 
-KEYS: Final = tuple(f"k{number}" for number in range(8))
-TAGS: Final = {key: f"t{number % 3}" for number, key in enumerate(KEYS)}
+KEYS: Final = tuple(f"k{number}" for number in range(120))
+"""So many that a value lives for longer than the bound on average: otherwise no old one would be there to be seen."""
+ALL_TAGS: Final = tuple(f"t{number}" for number in range(10))
+TAGS: Final = {key: (ALL_TAGS[number // 2 % 10],) if number % 2 else () for number, key in enumerate(KEYS)}
+"""Always the same ones; half of the keys have none: what is written without tags can be replayed with its value."""
 DEADLINE: Final = 0.25
 """Seconds for each operation of the far tier."""
 NEAR_TTL: Final = 0.5
 """Seconds for which a near copy is trusted."""
+TTL: Final = 120.0
+"""Longer than anything here is kept for a replay or remembered as deleted."""
 SLACK: Final = 0.25
 """Seconds that a busy machine may take between two steps."""
 BOUND: Final = NEAR_TTL + DEADLINE + SLACK
@@ -43,7 +48,7 @@ class Process:
         self.history: Final[list[Operation]] = []
         self._number: Final = number
         self._cache: Final = cache
-        self._strict: Final = cache.view(policy=Policy(backend_timeout=DEADLINE, on_backend_error="raise", ttl=30))
+        self._strict: Final = cache.view(policy=Policy(backend_timeout=DEADLINE, on_backend_error="raise", ttl=TTL))
         self._seed: Final = seed
         self._now: Final = now
         self._values = 0
@@ -53,7 +58,7 @@ class Process:
     @staticmethod
     def policy() -> Policy:
         """Return the rules of its cache."""
-        return Policy(backend_timeout=DEADLINE, ttl=30)
+        return Policy(backend_timeout=DEADLINE, ttl=TTL)
 
     async def live(self, until: float) -> None:
         """Do random things until then."""
@@ -64,19 +69,20 @@ class Process:
     async def _act(self, chance: random.Random, until: float) -> None:
         while self._now() < until:
             key, dice = chance.choice(KEYS), chance.random()
-            if dice < 0.45:
+            if dice < 0.6:
                 await self._note("get", key, self._cache.get(key))
-            elif dice < 0.5:
-                await self._get_many(chance.sample(KEYS, 3))
-            elif dice < 0.72:
+            elif dice < 0.65:
+                await self._get_many(chance.sample(KEYS, 5))
+            elif dice < 0.94:
                 await self._load(key, chance)
-            elif dice < 0.85:
+            elif dice < 0.975:
                 value = self._new()
-                await self._note("set", key, self._strict.set(key, value, tags=[TAGS[key]]), value)
-            elif dice < 0.95:
+                await self._note("set", key, self._strict.set(key, value, tags=TAGS[key]), value)
+            elif dice < 0.995:
                 await self._note("delete", key, self._cache.delete(key))
             else:
-                await self._note("invalidate", TAGS[key], self._cache.invalidate_tags(TAGS[key]))
+                tag = chance.choice(ALL_TAGS)
+                await self._note("invalidate", tag, self._cache.invalidate_tags(tag))
             await asyncio.sleep(chance.uniform(0, 0.02))
 
     def _new(self) -> str:
@@ -106,7 +112,7 @@ class Process:
             return value
 
         begin = self._now()
-        value = await self._cache.get_or_load(key, loader, tags=[TAGS[key]])
+        value = await self._cache.get_or_load(key, loader, tags=TAGS[key])
         self._add("get", key, begin, value)
         if value in self._loads:  # the first of those who waited; the others' tasks run in the same turn of the loop
             loaded, began = self._loads.pop(value)
@@ -120,7 +126,7 @@ class Process:
                 begin=begin,
                 end=self._now(),
                 key=key,
-                tag=TAGS.get(key, ""),
+                tag="".join(TAGS.get(key, ())),
                 value=value,
                 confirmed=confirmed,
             )

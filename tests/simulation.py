@@ -15,8 +15,10 @@ from typing import Any, Final, Literal, TypeVar
 from acache import MemoryBackend
 from acache.clock import Timer
 
-__all__ = ["Network", "SimulatedBackend", "VirtualClock", "run"]
+__all__ = ["LATE", "Network", "SimulatedBackend", "VirtualClock", "run"]
 
+LATE: Final = 2.0
+"""Seconds that a message needs at most, if it arrives at all."""
 T = TypeVar("T")
 
 
@@ -86,7 +88,7 @@ class Network:
         self.state = "well" if self._chance.random() < 0.5 else self._chance.choice(states)
 
     def _pause(self) -> float:
-        return self._chance.uniform(0.0005, 0.005) if self.state != "slow" else self._chance.expovariate(4)
+        return self._chance.uniform(0.0005, 0.005) if self.state != "slow" else min(LATE, self._chance.expovariate(4))
 
     def _lost(self, *states: str) -> bool:
         return self.state in states or (self.state == "lossy" and self._chance.random() < 0.3)

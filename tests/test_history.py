@@ -96,6 +96,12 @@ def test_a_larger_bound_forgives_what_a_smaller_one_does_not():
     assert check(history, bound=11) == []
 
 
+def test_a_write_that_was_not_confirmed_may_be_late_but_not_later():
+    history = GOOD["a write that was not confirmed, and comes late"]
+    assert check(history, bound=BOUND, late=2) == []
+    assert check(history, bound=BOUND, late=0.5) != []
+
+
 def test_a_log_is_read_as_it_was_written(tmp_path: Path):
     history = [operation for operations in GOOD.values() for operation in operations]
     write_log(tmp_path / "log", history)

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from acache import Cache, Memory, MemoryBackend
+from acache.entry import Envelope
+from acache.remote import Remote
+from acache.replay import Replay
 
 from ..history import Operation, check
 from ..processes import BOUND, NEAR_TTL, Process
-from ..simulation import Network, SimulatedBackend, VirtualClock, run
+from ..simulation import LATE, Network, SimulatedBackend, VirtualClock, run
 from ..soak import soak, summary
 
 if TYPE_CHECKING:
@@ -77,7 +80,7 @@ def test_no_process_reads_what_was_replaced_over_a_simulated_network(seed: int):
     """Delays, losses, partitions and late arrivals; every read is checked against the history."""
     history, _ = simulate(seed)
     assert len(history) > 3_000
-    assert check(history, bound=BOUND) == []
+    assert check(history, bound=BOUND, late=LATE) == []
 
 
 def test_a_simulation_is_the_same_each_time():
@@ -86,15 +89,48 @@ def test_a_simulation_is_the_same_each_time():
     assert simulate(3, 10)[0] != simulate(4, 10)[0]
 
 
-def test_the_simulation_finds_a_cache_that_forgets_to_tell_the_far_tier(monkeypatch: pytest.MonkeyPatch):
-    """The check can fail: one delete in ten that is confirmed but not done is found."""
+def forgets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One delete in ten is confirmed but not done."""
     swap, chance = MemoryBackend.swap, random.Random(1)
 
     async def forgetful(self: MemoryBackend, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         return None if chance.random() < 0.1 else await swap(self, key, data, ttl=ttl)
 
     monkeypatch.setattr(MemoryBackend, "swap", forgetful)
-    assert check(simulate(1, 20)[0], bound=BOUND) != []
+
+
+def trusts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The far tier is believed although it has not learnt of a change."""
+    monkeypatch.setattr(Replay, "holds", lambda self, namespace, key: False)
+    monkeypatch.setattr(Replay, "check_tags", lambda self, namespace, tags: None)
+
+
+def overwrites(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is kept is sent over whatever is there."""
+
+    async def blindly(self: Remote, key: str, envelope: Envelope | None, since: float) -> None:
+        await (self.delete(key) if envelope is None else self.write(key, envelope))
+
+    monkeypatch.setattr(Remote, "settle", blindly)
+
+
+def fills(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load stores its value whatever happened meanwhile in other processes."""
+
+    async def unguarded(self: MemoryBackend, key: str, data: bytes, version: object, /, *, ttl: float | None) -> bool:
+        await self.set(key, data, ttl=ttl)
+        return True
+
+    monkeypatch.setattr(MemoryBackend, "set_if", unguarded)
+
+
+@pytest.mark.parametrize("mistake", [forgets, trusts, overwrites, fills])
+def test_the_simulation_finds_a_cache_that(
+    mistake: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+):
+    """The check can fail: each of these caches is found out."""
+    mistake(monkeypatch)
+    assert any(check(simulate(seed)[0], bound=BOUND, late=LATE) for seed in range(3))
 
 
 # Real processes, a real Redis ----------------------------------------------------------------------------------------
