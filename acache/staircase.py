@@ -434,6 +434,8 @@ class Staircase:
                 except BackendError as error:
                     # Whether it was stored is unknown, and so is whether it would have been refused: not near either.
                     self._notes.failure("fill", load.key, error, raised=False)
+                    if not remote.guarded and not attempt.current:
+                        self._tiers.settle_later("delete", (load.key,), {}, error)
                     return
             if not (filled and attempt.current):
                 self._notes.refused(load.key, load.counters)

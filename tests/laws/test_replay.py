@@ -694,3 +694,44 @@ async def test_memory_backends_never_keep_anything():
         for change in CHANGES.values():
             await change(cache)
         assert cache.stats().replay_kept == 0
+
+
+async def test_a_fill_that_could_not_be_taken_back_is_removed_later(
+    clock: FakeClock, settle: Callable[..., Awaitable[None]]
+):
+    """An engine that cannot compare stored a load's value over a delete, and the removal of it failed."""
+
+    class Plain:
+        def __init__(self) -> None:
+            self.store = FaultyBackend(clock=clock)
+
+        async def get(self, key: str, /) -> bytes | None:
+            return await self.store.get(key)
+
+        async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+            await self.store.set(key, data, ttl=ttl)
+
+        async def delete(self, key: str, /) -> bool:
+            return await self.store.delete(key)
+
+        async def aclose(self) -> None:
+            pass
+
+    async def load() -> str:
+        return "old"
+
+    backend = Plain()
+    async with Cache(backend, memory=None, clock=clock) as cache:
+        held = backend.store.hold("set")
+        loading = asyncio.create_task(cache.get_or_load("k", load))
+        await held.reached.wait()
+        await cache.delete("k")
+        backend.store.fail("delete")
+        held.release()
+        assert await loading == "old"
+        backend.store.mend()
+        assert await cache.get("k") is None
+        clock.advance(1)
+        await settle()
+        assert await backend.store.get("k") is None
+        assert cache.stats().replayed == 1
