@@ -139,6 +139,15 @@ class Staircase:
             return None
         return _Fallback(stale.value, now + stale.fresh_for, None, None)
 
+    def _spared_near(self, attempt: _Attempt) -> _Fallback | None:
+        """Do the same with the near copy while the far tier does not answer.
+
+        It is no longer trusted to be the latest, but of use to those who take a stale value rather than an error.
+        """
+        if (record := self._tiers.find(attempt.load.key, attempt.load.type)) is not None:
+            attempt.stale = self._stale(record, self._now(), attempt.load.type)
+        return self._spared(attempt.load, attempt.stale)
+
     async def reload(self, load: Load) -> Any:
         """Load although there may be a fresh value; join a load that is running."""
         self._tiers.check_open()
@@ -183,11 +192,8 @@ class Staircase:
                 attempt.served = self._serve_stale(load, flight, received)
                 if attempt.served:
                     self._notes.hit(key, "far", stale=True, counters=load.counters)
-            if attempt.away and (record := self._tiers.find(key, load.type)) is not None:
-                # No longer trusted to be the latest, but of use to those who take a stale value rather than an error.
-                attempt.stale = self._stale(record, self._now(), load.type)
-                if (spared := self._spared(load, attempt.stale)) is not None:
-                    return spared
+            if attempt.away and (spared := self._spared_near(attempt)) is not None:
+                return spared
             if policy.lease and attempt.version is not _UNKNOWN:
                 return await self._load_alone(attempt, attempt.remote, flight)
             return await self._load(attempt, flight)
