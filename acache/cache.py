@@ -25,7 +25,7 @@ from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memoize_many import CachedBatch, HooksMany, build_many
-from .memory import Memory, Record, stored_at
+from .memory import TICK, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
 from .staircase import Staircase, ahead
@@ -90,10 +90,12 @@ class Cache:
         "_plain",
         "_plain_span",
         "_plain_ttl",
+        "_plain_until",
         "_plans",
         "_policy",
         "_records",
         "_remote",
+        "_renew_at",
         "_running",
         "_scope",
         "_shared",
@@ -143,7 +145,7 @@ class Cache:
             # Nothing of the near tier is touched before everything else is known to be right.
             check_namespace(namespace)
             check_lease(policy, backend)
-            memory.claim()
+            memory.claim(clock.monotonic)
         self._set_up(shared, check_namespace(namespace), codec, policy)
         if memory is not None and observers:
             memory.on_removed = self._notes.removed
@@ -171,7 +173,7 @@ class Cache:
         # And the path of a plain write, where only the near tier has to know.
         self._plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
         self._plain_ttl = min(self._ttl, tiers.near_ttl)
-        self._plain_span = 0.0 if self._plain_ttl == FOREVER else self._plain_ttl
+        self._plain_until = self._plain_span = self._renew_at = -FOREVER
         self._insert: Callable[[str, Record, float], object] = _nothing if space is None else space.insert
         self._running = scope.flights.running
         self._marks = scope.watch.marks
@@ -244,7 +246,7 @@ class Cache:
             return
         shared.closed = True
         if shared.memory is not None:
-            shared.memory.clear()
+            shared.memory.close()
         for scope in shared.scopes.values():
             await scope.aclose()
         if shared.backend is not None:
@@ -277,8 +279,8 @@ class Cache:
         """
         # The hit path.  One dict, one clock, no call but the clock's and the note for LRU.
         try:
-            value, fresh_until, _, extra = self._records[key]
-            if extra is None and fresh_until > self._now():
+            value, fresh_until, _ = self._records[key]
+            if fresh_until > self._now():
                 self._counters.hits_near += 1
                 self._touch(key)
                 return value
@@ -330,18 +332,18 @@ class Cache:
         if self._remote is None:
             record = self._tiers.find(key, type)
             now = self._now()
-            if record is None or record[1] <= now:
+            if record is None or (terms := terms_of(record)).fresh_until <= now:
                 self._notes.miss(key)
                 return None
             value = self._tiers.value_of(record, type)
             self._notes.hit(key, "near")
-            fresh_until = None if record[1] == FOREVER else wall + record[1] - now
+            fresh_until = None if terms.fresh_until == FOREVER else wall + terms.fresh_until - now
             return Entry(
                 value=value,
                 created_at=wall - (now - stored_at(record)),
                 fresh_until=fresh_until,
                 expires_at=None if fresh_until is None else fresh_until + self._policy.stale_for,
-                tags=() if record[3] is None else tuple(cell.tag for cell in record[3].cells),
+                tags=() if terms.extra is None else tuple(cell.tag for cell in terms.extra.cells),
                 tier="near",
             )
         try:
@@ -375,7 +377,7 @@ class Cache:
         """
         self._tiers.check_open()
         record = self._tiers.find(check_key(key))
-        if record is None or record[1] <= self._now():
+        if record is None or fresh_until_of(record) <= self._now():
             return default
         return self._tiers.value_of(record)
 
@@ -389,7 +391,7 @@ class Cache:
         self._tiers.check_open()
         if self._remote is None:
             record = self._tiers.find(key)
-            return record is not None and record[1] > self._now()
+            return record is not None and fresh_until_of(record) > self._now()
         try:
             received = await self._tiers.receive(key, await self._remote.peek(key), None, decode=False)
         except BackendError as error:
@@ -475,7 +477,7 @@ class Cache:
         left = 0.0
         if self._remote is None:
             record = self._tiers.find(key)
-            left = 0.0 if record is None else record[1] - self._now()
+            left = 0.0 if record is None else fresh_until_of(record) - self._now()
         else:
             seen = await self._remote.peek(key)
             if seen.number is not None:
@@ -507,17 +509,18 @@ class Cache:
         # The path of a plain write: nobody to tell, nothing to measure, the policy's ttl.
         if self._plain and ttl is DEFAULT and not tags and type(key) is str:
             now = self._now()
-            record = (value, now + self._plain_ttl, self._plain_span or now, None)
+            if now >= self._renew_at:
+                self._renew(now)
             if self._running or self._marks:
                 self._tiers.forget(key)
             if key in self._records:
                 if self._shortcuts:
                     self._unlink(key)
-                self._records[key] = record
+                self._records[key] = (value, self._plain_until, self._plain_span)
                 self._touch(key)
                 return
             if key and key.isascii() and not self._shared.closed:
-                self._insert(key, record, now)
+                self._insert(key, (value, self._plain_until, self._plain_span), now)
                 return
         self._tiers.check_open()
         key = check_key(key)
@@ -530,6 +533,11 @@ class Cache:
         else:
             await self._write({key: value}, lifetime, names, "set")
         self._notes.stored(key, lifetime)
+
+    def _renew(self, now: float) -> None:
+        """Date what plain writes store within the next millisecond; see `Dates`."""
+        terms = self._tiers.terms(self._plain_ttl, None, now)
+        self._plain_until, self._plain_span, self._renew_at = terms.fresh_until, terms.span, now + TICK
 
     async def _write(self, items: Mapping[str, Any], lifetime: float, names: tuple[str, ...], operation: str) -> None:
         assert self._remote is not None  # noqa: S101 - for the type checker
@@ -570,7 +578,7 @@ class Cache:
         cells = self._scope.tags.cells(names)
         if self._remote is None:
             record = self._tiers.find(key)
-            if record is not None and record[1] > self._now():
+            if record is not None and fresh_until_of(record) > self._now():
                 return False
             self._tiers.forget(key)
             self._tiers.keep(key, value, lifetime, cells=cells)
@@ -625,9 +633,9 @@ class Cache:
                 return await self._remote.touch(key, lifetime, self._policy.stale_for)
         record = self._tiers.find(key)
         now = self._now()
-        if record is None or record[1] <= now:
+        if record is None or (terms := terms_of(record)).fresh_until <= now:
             return False
-        self._tiers.put(key, record[0], lifetime, record[3], now)
+        self._tiers.put(key, record[0], lifetime, terms.extra, now)
         return True
 
     async def incr(self, key: str, delta: int = 1, *, ttl: Ttl = DEFAULT) -> int:
@@ -651,8 +659,8 @@ class Cache:
         record = self._tiers.find(key)
         now = self._now()
         value, extra = 0, None
-        if record is not None and record[1] > now:
-            value, lifetime, extra = self._tiers.value_of(record), record[1] - now, record[3]
+        if record is not None and (terms := terms_of(record)).fresh_until > now:
+            value, lifetime, extra = self._tiers.value_of(record), terms.fresh_until - now, terms.extra
         if type(value) is not int or not -(2**63) <= value + delta < 2**63:
             msg = f"cannot add {short(delta)} to {key!r}: it holds {short(value)}, and counters are 64-bit integers"
             raise DecodeError(msg)
@@ -680,7 +688,7 @@ class Cache:
         key = check_key(key)
         if self._remote is None:
             record = self._tiers.find(key)
-            existed = record is not None and record[1] > self._now()
+            existed = record is not None and fresh_until_of(record) > self._now()
             self._tiers.forget(key)
             self._tiers.drop(key)
         else:
@@ -806,8 +814,8 @@ class Cache:
             names = tag_names(tags)
         if plan is self._policy or not ahead(plan):
             try:  # the same hit path as in get()
-                value, fresh_until, _, extra = self._load_records[key]
-                if extra is None and fresh_until > self._now():
+                value, fresh_until, _ = self._load_records[key]
+                if fresh_until > self._now():
                     self._counters.hits_near += 1
                     self._touch(key)
                     return value  # type: ignore[no-any-return]
