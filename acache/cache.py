@@ -42,6 +42,8 @@ Ttl = Seconds | Default | None
 TtlRule = Ttl | Callable[[Any], Seconds | None]
 
 _GRACE: Final = 1.0
+_NO_TTL: Final = object()
+"""What no caller passes."""
 
 
 class FunctionRules(TypedDict, total=False):
@@ -171,7 +173,8 @@ class Cache:
         # A policy that refreshes ahead must see every hit of a load.
         self._load_records: dict[str, Record] = {} if ahead(policy) else self._records
         # And the path of a plain write, where only the near tier has to know.
-        self._plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
+        plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
+        self._plain: object = DEFAULT if plain else _NO_TTL  # the ttl of a call that can take it
         self._plain_ttl = min(self._ttl, tiers.near_ttl)
         self._plain_until = self._plain_span = self._renew_at = -FOREVER
         self._insert: Callable[[str, Record, float], object] = _nothing if space is None else space.insert
@@ -491,7 +494,7 @@ class Cache:
 
     # Writing --------------------------------------------------------------------------------------------------------
 
-    async def set(self, key: str, value: Any, *, ttl: Ttl = DEFAULT, tags: Iterable[str] = ()) -> None:
+    async def set(self, key: str, value: Any, ttl: Ttl = DEFAULT, tags: Iterable[str] = ()) -> None:
         """Store ``value`` under ``key``, over whatever is there.
 
         It wins over a load of the same key that is running now: that load's value goes to its callers only.
@@ -507,19 +510,25 @@ class Cache:
             BackendError: the far tier failed, and the policy says ``on_backend_error="raise"``.
         """
         # The path of a plain write: nobody to tell, nothing to measure, the policy's ttl.
-        if self._plain and ttl is DEFAULT and not tags and type(key) is str:
+        if ttl is self._plain and not tags:
             now = self._now()
             if now >= self._renew_at:
                 self._renew(now)
-            if self._running or self._marks:
-                self._tiers.forget(key)
-            if key in self._records:
+            try:
+                there = key in self._records
+            except TypeError:
+                there = False
+            if there:
+                if self._running or self._marks:
+                    self._tiers.forget(key)
                 if self._shortcuts:
                     self._unlink(key)
                 self._records[key] = (value, self._plain_until, self._plain_span)
                 self._touch(key)
                 return
-            if key and key.isascii() and not self._shared.closed:
+            if type(key) is str and key and key.isascii() and not self._shared.closed:
+                if self._running or self._marks:
+                    self._tiers.forget(key)
                 self._insert(key, (value, self._plain_until, self._plain_span), now)
                 return
         self._tiers.check_open()

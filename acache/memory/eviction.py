@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar
 
 __all__ = ["Eviction", "LeastRecentlyUsed", "PolicyName", "first", "to_the_end"]
 
+K = TypeVar("K")
 PolicyName: TypeAlias = Literal["lru", "s3fifo", "wtinylfu"]
 
 
@@ -65,12 +66,12 @@ class LeastRecentlyUsed:
         """Do nothing: the order went with the records."""
 
 
-def first(queue: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Return the ``count`` keys at the front.
+def first(queue: Mapping[K, Any], count: int) -> tuple[K, ...]:
+    """Return the ``count`` keys at the front, none if it is negative.
 
     A dict passes over the places of keys that are gone, so take many at a time.
     """
-    return tuple(islice(queue, count))
+    return tuple(islice(queue, max(0, count)))
 
 
 def to_the_end(queue: dict[str, None], key: str) -> None:

@@ -28,7 +28,9 @@ _TOUCHES: Final = 4096
 _SETTLE: Final = 1024
 """Where it is not the last read alone that counts, they are taken note of before any is forgotten."""
 _SWEEP_EVERY: Final = 64
-"""Inserts between two looks at twice as many records, in search of those past their time."""
+"""Inserts between two looks at as many records, in search of those past their time."""
+_MOST_LOOKS: Final = 8
+"""Looks in a row while a quarter or more of what is found is past its time."""
 _BATCHES: Final = 128
 """An eviction takes 1/128 of what is held: taking single keys from the front of a dict gets slower with each."""
 
@@ -157,7 +159,10 @@ class Memory:
     def look_round(self, now: float) -> None:
         """Look at some records, and see to it that somebody does when there are no more inserts."""
         self.until_sweep = _SWEEP_EVERY
-        self.sweep(now)
+        for _ in range(_MOST_LOOKS):
+            looked, dropped = self.sweep(now)
+            if 4 * dropped < looked or not looked:
+                break
         if self.sweeper is not None:
             self.sweeper.start()
 
@@ -173,7 +178,7 @@ class Memory:
     def _rounds(self) -> Iterator[tuple[Space, tuple[str, ...]]]:
         for space in tuple(self._spaces.values()):
             keys = iter(tuple(space.records))
-            while part := tuple(islice(keys, 2 * _SWEEP_EVERY)):
+            while part := tuple(islice(keys, _SWEEP_EVERY)):
                 yield space, part
 
 

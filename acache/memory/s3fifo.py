@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Final
 
+from .eviction import first
+
 __all__ = ["S3Fifo"]
 
 _SMALL: Final = 10
@@ -86,7 +88,7 @@ class S3Fifo:
 
     def _forget_ghosts(self, most: int) -> None:
         ghosts = self._ghosts
-        for fingerprint in tuple(islice(ghosts, max(0, len(ghosts) - most))):
+        for fingerprint in first(ghosts, len(ghosts) - most):
             del ghosts[fingerprint]
 
     def clear(self) -> None:

@@ -81,7 +81,7 @@ class WTinyLfu:
             elif key in window:
                 to_the_end(window, key)
         most = int(_PROTECTED * (1.0 - self._share) * len(self))
-        for key in first(protected, max(0, len(protected) - most)):
+        for key in first(protected, len(protected) - most):
             del protected[key]
             probation[key] = None
 
