@@ -131,9 +131,7 @@ def phases(alpha: float, keys: int, length: int, *, count: int) -> Iterator[int]
 def _hot_then_new(length: int) -> Iterator[int]:
     """Ask for what came a moment ago: half of the requests are for new keys, half for one of the last thousand."""
     rng = random.Random(1)
-    newest = 0
-    for _ in range(length // 2):
-        newest += 1
+    for newest in range(1, length // 2 + 1):
         yield newest
         yield max(1, newest - int(rng.expovariate(1 / 300)))
 
@@ -175,7 +173,7 @@ def read(path: Path, form: str) -> list[int]:
 
 def _row(name: str, size: int, found: dict[str, float]) -> str:
     gap = found["optimum"] - found["lru"]
-    shares = [f"{(found[policy] - found['lru']) / gap:.0%}" if gap > 0.001 else "" for policy in POLICIES[1:]]  # noqa: PLR2004
+    shares = [f"{(found[policy] - found['lru']) / gap:.0%}" if gap > 0.001 else "" for policy in POLICIES[1:]]
     return " | ".join(["", name, f"{size:,}", *[f"{found[each]:.1%}" for each in (*POLICIES, "optimum")], *shares, ""])
 
 

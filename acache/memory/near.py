@@ -124,6 +124,7 @@ class Memory:
             space.clear(cause=None)
         if self.sweeper is not None:
             self.sweeper.stop()
+            self.until_sweep = 1
 
     def clear(self) -> None:
         """Drop everything."""

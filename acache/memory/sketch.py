@@ -12,9 +12,11 @@ _HALVES: Final = bytes(count // 2 for count in range(256))
 _ROWS: Final = (32, 56, 80, 104)
 """Which bits of the hash lead to a counter, row by row."""
 _MASK64: Final = (1 << 64) - 1
-_LEAST, _WIDEST = 256, 1 << 24
+_COUNTERS: Final = 4
+"""Counters in each row for each key that is held: there are as many keys again that are not, or were not for long."""
+_LEAST, _WIDEST = 1 << 10, 1 << 24
 _PERIOD: Final = 10
-"""All counters are halved after so many additions for each key that is held."""
+"""Additions for each key that is held, in which every counter is halved once."""
 
 
 class Sketch:
@@ -24,36 +26,42 @@ class Sketch:
         seed: 128 bits that those who choose the keys must not know: which keys share their counters depends on them.
     """
 
-    __slots__ = ("_added", "_mask", "_multiplier", "_period", "_rows")
+    __slots__ = ("_added", "_keys", "_mask", "_multiplier", "_oldest", "_rows")
 
     def __init__(self, seed: int) -> None:
         self._multiplier: Final = seed | 1
         self._added = 0
-        self._period = _PERIOD * _LEAST
+        self._keys = _LEAST // _COUNTERS
         self._mask = _LEAST - 1
-        self._rows = tuple([(shift, bytearray(_LEAST)) for shift in _ROWS])
+        self._rows = [bytearray(_LEAST) for _ in _ROWS]
+        self._oldest = 0
 
     def fit(self, keys: int) -> None:
         """Grow so that ``keys`` are told apart; those that shared a counter until then both keep its count."""
-        self._period = _PERIOD * max(_LEAST, keys)
-        old, new = self._mask + 1, min(_WIDEST, 1 << (keys - 1).bit_length())
+        self._keys = max(self._keys, keys)
+        old, new = self._mask + 1, min(_WIDEST, 1 << (_COUNTERS * keys - 1).bit_length())
         if new > old:
             self._mask = new - 1
-            self._rows = tuple([(shift, row * (new // old)) for shift, row in self._rows])
+            self._rows = [row * (new // old) for row in self._rows]
 
     def add(self, key: Hashable) -> None:
         """Count a key."""
         mixed, mask = (hash(key) & _MASK64) * self._multiplier, self._mask
-        for shift, row in self._rows:
+        for shift, row in zip(_ROWS, self._rows, strict=True):
             index = mixed >> shift & mask
             if row[index] < _MOST:
                 row[index] += 1
         self._added += 1
-        if self._added >= self._period:
-            self._rows = tuple([(shift, row.translate(_HALVES)) for shift, row in self._rows])
-            self._added //= 2
+        if self._added * len(_ROWS) >= _PERIOD * self._keys:
+            self._age()
 
     def estimate(self, key: Hashable) -> int:
         """Tell how often a key was seen of late."""
         mixed, mask = (hash(key) & _MASK64) * self._multiplier, self._mask
-        return min([row[mixed >> shift & mask] for shift, row in self._rows])
+        return min([row[mixed >> shift & mask] for shift, row in zip(_ROWS, self._rows, strict=True)])
+
+    def _age(self) -> None:
+        """Halve the counters of one row, and of the others when it is their turn: all at once would take long."""
+        self._added = 0
+        self._rows[self._oldest] = self._rows[self._oldest].translate(_HALVES)
+        self._oldest = (self._oldest + 1) % len(_ROWS)

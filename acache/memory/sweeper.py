@@ -21,6 +21,8 @@ class Swept(Protocol):
     """What is swept."""
 
     entries: int
+    until_sweep: int
+    """Inserts until it starts the timer again, if it is not set."""
 
     def sweep(self, now: float) -> tuple[int, int]:
         """Look at some records, and drop those past their time.
@@ -45,9 +47,17 @@ class Sweeper:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting(self) -> bool:
+        """Whether the timer is set."""
+        return self._handle is not None
+
     def start(self) -> None:
         """Set the timer, unless it is set in the loop that runs now."""
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # whoever runs a near hit or a near write by hand goes without
+            return
         if self._handle is None or self._loop is not loop:
             self.stop()
             self._loop = loop
@@ -61,12 +71,15 @@ class Sweeper:
 
     def _wait(self, seconds: float) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
-        self._handle = self._loop.call_later(seconds, self._run)
+        self._handle = self._loop.call_later(seconds, self.run)
 
-    def _run(self) -> None:
+    def run(self) -> None:
+        """Look at one slice, and set the timer for the next."""
         swept = self._swept()
         if swept is None or not swept.entries:
             self.stop()
+            if swept is not None:
+                swept.until_sweep = 1
             return
         now = self._now()
         looked = dropped = seen = 0

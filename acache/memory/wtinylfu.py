@@ -96,20 +96,13 @@ class WTinyLfu:
         if self._hits + self._misses >= _PERIOD * held:
             self._adapt()
         window, probation = self._window, self._probation
-        residents = iter(first(probation, count))
-        candidates = iter(first(window, len(window) - max(1, int(self._share * held))))
-        victims: list[str] = []
-        resident, candidate = next(residents, None), self._enter_main(candidates)
-        while len(victims) < count and (resident is not None or candidate is not None):
-            if candidate is not None and (resident is None or not self._beats(candidate, resident)):
-                victims.append(candidate)
-                candidate = self._enter_main(candidates)
-            elif resident is not None:
-                victims.append(resident)
-                resident = next(residents, None)
-                candidate = self._enter_main(candidates)
-        for _ in iter(lambda: self._enter_main(candidates), None):
-            pass
+        leaving = first(window, len(window) - max(1, int(self._share * held)))
+        for key in leaving:
+            del window[key]
+            probation[key] = None
+        # What left the window before these did so while the main part had room.
+        candidates = leaving[max(0, len(leaving) - count) :]
+        victims = self._losers(candidates, first(probation, min(count, len(probation) - len(candidates))), count)
         for key in victims:
             del probation[key]
         for part in (probation, self._protected, window):
@@ -118,12 +111,18 @@ class WTinyLfu:
                 victims.append(key)
         return victims
 
-    def _enter_main(self, candidates: Iterable[str]) -> str | None:
-        for key in candidates:
-            del self._window[key]
-            self._probation[key] = None
-            return key
-        return None
+    def _losers(self, candidates: Iterable[str], residents: Iterable[str], count: int) -> list[str]:
+        """Let those who want to come in compete with those who are next to go."""
+        losers: list[str] = []
+        waiting = iter(candidates)
+        candidate = next(waiting, None)
+        for resident in residents:
+            while candidate is not None and not self._beats(candidate, resident):
+                losers.append(candidate)
+                candidate = next(waiting, None)
+            losers.append(resident)
+            candidate = next(waiting, None)
+        return losers[:count]
 
     def _beats(self, candidate: str, resident: str) -> bool:
         mine, theirs = self._sketch.estimate(candidate), self._sketch.estimate(resident)
