@@ -9,8 +9,7 @@ __all__ = ["Sketch"]
 
 _MOST: Final = 15
 _HALVES: Final = bytes(count // 2 for count in range(256))
-_ROWS: Final = (32, 56, 80, 104)
-"""Which bits of the hash lead to a counter, row by row."""
+_ROWS: Final = 4
 _MASK64: Final = (1 << 64) - 1
 _COUNTERS: Final = 4
 """Counters in each row for each key that is held: there are as many keys again that are not, or were not for long."""
@@ -33,7 +32,7 @@ class Sketch:
         self._added = 0
         self._keys = _LEAST // _COUNTERS
         self._mask = _LEAST - 1
-        self._rows = [bytearray(_LEAST) for _ in _ROWS]
+        self._rows = [bytearray(_LEAST) for _ in range(_ROWS)]
         self._oldest = 0
 
     def fit(self, keys: int) -> None:
@@ -46,22 +45,28 @@ class Sketch:
 
     def add(self, key: Hashable) -> None:
         """Count a key."""
-        mixed, mask = (hash(key) & _MASK64) * self._multiplier, self._mask
-        for shift, row in zip(_ROWS, self._rows, strict=True):
-            index = mixed >> shift & mask
-            if row[index] < _MOST:
-                row[index] += 1
+        mixed, mask = (hash(key) & _MASK64) * self._multiplier >> 32, self._mask
+        one, two, three, four = self._rows  # spelt out, as this is what each use costs
+        if one[index := mixed & mask] < _MOST:
+            one[index] += 1
+        if two[index := mixed >> 24 & mask] < _MOST:
+            two[index] += 1
+        if three[index := mixed >> 48 & mask] < _MOST:
+            three[index] += 1
+        if four[index := mixed >> 72 & mask] < _MOST:
+            four[index] += 1
         self._added += 1
-        if self._added * len(_ROWS) >= _PERIOD * self._keys:
+        if self._added * _ROWS >= _PERIOD * self._keys:
             self._age()
 
     def estimate(self, key: Hashable) -> int:
         """Tell how often a key was seen of late."""
-        mixed, mask = (hash(key) & _MASK64) * self._multiplier, self._mask
-        return min([row[mixed >> shift & mask] for shift, row in zip(_ROWS, self._rows, strict=True)])
+        mixed, mask = (hash(key) & _MASK64) * self._multiplier >> 32, self._mask
+        one, two, three, four = self._rows
+        return min(one[mixed & mask], two[mixed >> 24 & mask], three[mixed >> 48 & mask], four[mixed >> 72 & mask])
 
     def _age(self) -> None:
         """Halve the counters of one row, and of the others when it is their turn: all at once would take long."""
         self._added = 0
         self._rows[self._oldest] = self._rows[self._oldest].translate(_HALVES)
-        self._oldest = (self._oldest + 1) % len(_ROWS)
+        self._oldest = (self._oldest + 1) % _ROWS
