@@ -494,7 +494,7 @@ class Cache:
 
     # Writing --------------------------------------------------------------------------------------------------------
 
-    async def set(self, key: str, value: Any, ttl: Ttl = DEFAULT, tags: Iterable[str] = ()) -> None:
+    async def set(self, key: str, value: Any, *, ttl: Ttl = DEFAULT, tags: Iterable[str] = ()) -> None:
         """Store ``value`` under ``key``, over whatever is there.
 
         It wins over a load of the same key that is running now: that load's value goes to its callers only.
@@ -511,21 +511,19 @@ class Cache:
         """
         # The path of a plain write: nobody to tell, nothing to measure, the policy's ttl.
         if ttl is self._plain and not tags:
-            now = self._now()
-            if now >= self._renew_at:
+            if (now := self._now()) >= self._renew_at:
                 self._renew(now)
             try:
-                there = key in self._records
+                if key in self._records:
+                    if self._running or self._marks:
+                        self._tiers.forget(key)
+                    if self._shortcuts:
+                        self._unlink(key)
+                    self._records[key] = (value, self._plain_until, self._plain_span)
+                    self._touch(key)
+                    return
             except TypeError:
-                there = False
-            if there:
-                if self._running or self._marks:
-                    self._tiers.forget(key)
-                if self._shortcuts:
-                    self._unlink(key)
-                self._records[key] = (value, self._plain_until, self._plain_span)
-                self._touch(key)
-                return
+                pass
             if type(key) is str and key and key.isascii() and not self._shared.closed:
                 if self._running or self._marks:
                     self._tiers.forget(key)

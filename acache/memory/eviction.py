@@ -43,9 +43,8 @@ class Eviction(Protocol):
 class LeastRecentlyUsed:
     """The key that was not used for the longest time goes first."""
 
-    added: Final = None
-
     def __init__(self, records: dict[str, Any]) -> None:
+        self.added: Final = None
         self._records: Final = records
 
     def used(self, keys: Iterable[str]) -> None:
