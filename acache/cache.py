@@ -25,7 +25,7 @@ from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memoize_many import CachedBatch, HooksMany, build_many
-from .memory import TICK, Memory, Record, fresh_until_of, stored_at, terms_of
+from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
 from .staircase import Staircase, ahead
@@ -42,6 +42,7 @@ Ttl = Seconds | Default | None
 TtlRule = Ttl | Callable[[Any], Seconds | None]
 
 _GRACE: Final = 1.0
+_NEW_VALUES: Final = frozenset({"set", "set_many", "add", "incr"})
 _NO_TTL: Final = object()
 """What no caller passes."""
 
@@ -1213,10 +1214,11 @@ class _Writing:
     reading, and does both again at its end for those who began meanwhile.
     """
 
-    __slots__ = ("_cache", "_loud", "_marks", "_operation", "settled")
+    __slots__ = ("_cache", "_cause", "_loud", "_marks", "_operation", "settled")
 
     def __init__(self, cache: Cache, operation: str, keys: Iterable[str], *, loud: bool = True) -> None:
         self._cache: Final = cache
+        self._cause: Final[Cause] = "replaced" if operation in _NEW_VALUES else "invalidated"
         self._operation: Final = operation
         self._loud: Final = loud
         self._marks: Final[dict[str, Mark | None]] = dict.fromkeys(keys)
@@ -1228,13 +1230,13 @@ class _Writing:
         for key in self._marks:
             cache._scope.flights.forget(key)
             self._marks[key] = cache._scope.watch.open_write(key)
-            cache._tiers.drop(key)
+            cache._tiers.drop(key, self._cause)
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         cache = self._cache
         for key, mark in self._marks.items():
-            cache._tiers.drop(key)
+            cache._tiers.drop(key, self._cause)
             if mark is not None:
                 if error is None and mark.intact:
                     self.settled.append(key)

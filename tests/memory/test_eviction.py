@@ -10,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from acache import Cache, ConfigurationError, Memory
+from acache import Cache, ConfigurationError, Memory, MemoryBackend
 from acache.clock import FOREVER
 from acache.events import Evicted, Removed
 from acache.memory import Record, Space
@@ -344,3 +344,14 @@ async def test_every_removal_is_told_once_with_its_cause(eviction: PolicyName):
         gone = [event for event in recorder.of(Removed) if event.key == "key99"]
         assert [event.cause for event in gone] == ["replaced", "invalidated"]
     assert len(recorder.of(Removed)) == 301, "closing a cache is no removal of each entry"
+
+
+async def test_over_a_far_tier_a_write_replaces_and_a_delete_invalidates():
+    """The near copy goes before the far tier is asked; why it went is what the caller wanted."""
+    recorder = Recorder()
+    async with Cache(MemoryBackend(), observers=[recorder]) as cache:
+        for change in (cache.set("k", 2), cache.delete("k"), cache.set("k", 3), cache.touch("k", ttl=5)):
+            await cache.set("k", 1)
+            await change
+        causes = [event.cause for event in recorder.of(Removed)]
+    assert causes == ["replaced", "replaced", "invalidated", "replaced", "replaced", "invalidated"]
