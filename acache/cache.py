@@ -25,7 +25,7 @@ from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memoize_many import CachedBatch, HooksMany, build_many
-from .memory import Memory, Record, stored_at
+from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
 from .replay import Replay
@@ -43,6 +43,9 @@ Ttl = Seconds | Default | None
 TtlRule = Ttl | Callable[[Any], Seconds | None]
 
 _GRACE: Final = 1.0
+_NEW_VALUES: Final = frozenset({"set", "set_many", "add", "incr"})
+_NO_TTL: Final = object()
+"""What no caller passes."""
 
 
 class FunctionRules(TypedDict, total=False):
@@ -91,10 +94,12 @@ class Cache:
         "_plain",
         "_plain_span",
         "_plain_ttl",
+        "_plain_until",
         "_plans",
         "_policy",
         "_records",
         "_remote",
+        "_renew_at",
         "_running",
         "_scope",
         "_shared",
@@ -146,7 +151,7 @@ class Cache:
             # Nothing of the near tier is touched before everything else is known to be right.
             check_namespace(namespace)
             check_lease(policy, backend)
-            memory.claim()
+            memory.claim(clock.monotonic)
         self._set_up(shared, check_namespace(namespace), codec, policy)
         if memory is not None and observers:
             memory.on_removed = self._notes.removed
@@ -172,9 +177,10 @@ class Cache:
         # A policy that refreshes ahead must see every hit of a load.
         self._load_records: dict[str, Record] = {} if ahead(policy) else self._records
         # And the path of a plain write, where only the near tier has to know.
-        self._plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
+        plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
+        self._plain: object = DEFAULT if plain else _NO_TTL  # the ttl of a call that can take it
         self._plain_ttl = min(self._ttl, tiers.near_ttl)
-        self._plain_span = 0.0 if self._plain_ttl == FOREVER else self._plain_ttl
+        self._plain_until = self._plain_span = self._renew_at = -FOREVER
         self._insert: Callable[[str, Record, float], object] = _nothing if space is None else space.insert
         self._running = scope.flights.running
         self._marks = scope.watch.marks
@@ -250,7 +256,7 @@ class Cache:
             return
         shared.closed = True
         if shared.memory is not None:
-            shared.memory.clear()
+            shared.memory.close()
         for scope in shared.scopes.values():
             await scope.aclose()
         if shared.backend is not None:
@@ -284,8 +290,8 @@ class Cache:
         """
         # The hit path.  One dict, one clock, no call but the clock's and the note for LRU.
         try:
-            value, fresh_until, _, extra = self._records[key]
-            if extra is None and fresh_until > self._now():
+            value, fresh_until, _ = self._records[key]
+            if fresh_until > self._now():
                 self._counters.hits_near += 1
                 self._touch(key)
                 return value
@@ -341,18 +347,18 @@ class Cache:
         if self._remote is None:
             record = self._tiers.find(key, type)
             now = self._now()
-            if record is None or record[1] <= now:
+            if record is None or (terms := terms_of(record)).fresh_until <= now:
                 self._notes.miss(key)
                 return None
             value = self._tiers.value_of(record, type)
             self._notes.hit(key, "near")
-            fresh_until = None if record[1] == FOREVER else wall + record[1] - now
+            fresh_until = None if terms.fresh_until == FOREVER else wall + terms.fresh_until - now
             return Entry(
                 value=value,
                 created_at=wall - (now - stored_at(record)),
                 fresh_until=fresh_until,
                 expires_at=None if fresh_until is None else fresh_until + self._policy.stale_for,
-                tags=() if record[3] is None else tuple(cell.tag for cell in record[3].cells),
+                tags=() if terms.extra is None else tuple(cell.tag for cell in terms.extra.cells),
                 tier="near",
             )
         try:
@@ -386,7 +392,7 @@ class Cache:
         """
         self._tiers.check_open()
         record = self._tiers.find(check_key(key))
-        if record is None or record[1] <= self._now():
+        if record is None or fresh_until_of(record) <= self._now():
             return default
         return self._tiers.value_of(record)
 
@@ -400,7 +406,7 @@ class Cache:
         self._tiers.check_open()
         if self._remote is None:
             record = self._tiers.find(key)
-            return record is not None and record[1] > self._now()
+            return record is not None and fresh_until_of(record) > self._now()
         try:
             received = await self._tiers.receive(key, await self._remote.peek(key), None, decode=False)
         except BackendError as error:
@@ -486,7 +492,7 @@ class Cache:
         left = 0.0
         if self._remote is None:
             record = self._tiers.find(key)
-            left = 0.0 if record is None else record[1] - self._now()
+            left = 0.0 if record is None else fresh_until_of(record) - self._now()
         else:
             seen = await self._remote.peek(key)
             if seen.number is not None:
@@ -516,19 +522,24 @@ class Cache:
             BackendError: the far tier failed, and the policy says ``on_backend_error="raise"``.
         """
         # The path of a plain write: nobody to tell, nothing to measure, the policy's ttl.
-        if self._plain and ttl is DEFAULT and not tags and type(key) is str:
-            now = self._now()
-            record = (value, now + self._plain_ttl, self._plain_span or now, None)
-            if self._running or self._marks:
-                self._tiers.forget(key)
-            if key in self._records:
-                if self._shortcuts:
-                    self._unlink(key)
-                self._records[key] = record
-                self._touch(key)
-                return
-            if key and key.isascii() and not self._shared.closed:
-                self._insert(key, record, now)
+        if ttl is self._plain and not tags:
+            if (now := self._now()) >= self._renew_at:
+                self._renew(now)
+            try:
+                if key in self._records:
+                    if self._running or self._marks:
+                        self._tiers.forget(key)
+                    if self._shortcuts:
+                        self._unlink(key)
+                    self._records[key] = (value, self._plain_until, self._plain_span)
+                    self._touch(key)
+                    return
+            except TypeError:
+                pass
+            if type(key) is str and key and key.isascii() and not self._shared.closed:
+                if self._running or self._marks:
+                    self._tiers.forget(key)
+                self._insert(key, (value, self._plain_until, self._plain_span), now)
                 return
         self._tiers.check_open()
         key = check_key(key)
@@ -541,6 +552,11 @@ class Cache:
         else:
             await self._write({key: value}, lifetime, names, "set")
         self._notes.stored(key, lifetime)
+
+    def _renew(self, now: float) -> None:
+        """Date what plain writes store within the next millisecond; see `Dates`."""
+        terms = self._tiers.terms(self._plain_ttl, None, now)
+        self._plain_until, self._plain_span, self._renew_at = terms.fresh_until, terms.span, now + TICK
 
     async def _write(self, items: Mapping[str, Any], lifetime: float, names: tuple[str, ...], operation: str) -> None:
         assert self._remote is not None  # noqa: S101 - for the type checker
@@ -582,7 +598,7 @@ class Cache:
         cells = self._scope.tags.cells(names)
         if self._remote is None:
             record = self._tiers.find(key)
-            if record is not None and record[1] > self._now():
+            if record is not None and fresh_until_of(record) > self._now():
                 return False
             self._tiers.forget(key)
             self._tiers.keep(key, value, lifetime, cells=cells)
@@ -637,9 +653,9 @@ class Cache:
                 return await self._remote.touch(key, lifetime, self._policy.stale_for)
         record = self._tiers.find(key)
         now = self._now()
-        if record is None or record[1] <= now:
+        if record is None or (terms := terms_of(record)).fresh_until <= now:
             return False
-        self._tiers.put(key, record[0], lifetime, record[3], now)
+        self._tiers.put(key, record[0], lifetime, terms.extra, now)
         return True
 
     async def incr(self, key: str, delta: int = 1, *, ttl: Ttl = DEFAULT) -> int:
@@ -663,8 +679,8 @@ class Cache:
         record = self._tiers.find(key)
         now = self._now()
         value, extra = 0, None
-        if record is not None and record[1] > now:
-            value, lifetime, extra = self._tiers.value_of(record), record[1] - now, record[3]
+        if record is not None and (terms := terms_of(record)).fresh_until > now:
+            value, lifetime, extra = self._tiers.value_of(record), terms.fresh_until - now, terms.extra
         if type(value) is not int or not -(2**63) <= value + delta < 2**63:
             msg = f"cannot add {short(delta)} to {key!r}: it holds {short(value)}, and counters are 64-bit integers"
             raise DecodeError(msg)
@@ -692,7 +708,7 @@ class Cache:
         key = check_key(key)
         if self._remote is None:
             record = self._tiers.find(key)
-            existed = record is not None and record[1] > self._now()
+            existed = record is not None and fresh_until_of(record) > self._now()
             self._tiers.forget(key)
             self._tiers.drop(key)
         else:
@@ -822,8 +838,8 @@ class Cache:
             names = tag_names(tags)
         if plan is self._policy or not ahead(plan):
             try:  # the same hit path as in get()
-                value, fresh_until, _, extra = self._load_records[key]
-                if extra is None and fresh_until > self._now():
+                value, fresh_until, _ = self._load_records[key]
+                if fresh_until > self._now():
                     self._counters.hits_near += 1
                     self._touch(key)
                     return value  # type: ignore[no-any-return]
@@ -1216,10 +1232,11 @@ class _Writing:
     reading, and does both again at its end for those who began meanwhile.
     """
 
-    __slots__ = ("_cache", "_loud", "_marks", "_operation", "envelopes", "settled")
+    __slots__ = ("_cache", "_cause", "_loud", "_marks", "_operation", "envelopes", "settled")
 
     def __init__(self, cache: Cache, operation: str, keys: Iterable[str], *, loud: bool = True) -> None:
         self._cache: Final = cache
+        self._cause: Final[Cause] = "replaced" if operation in _NEW_VALUES else "invalidated"
         self._operation: Final = operation
         self._loud: Final = loud
         self._marks: Final[dict[str, Mark | None]] = dict.fromkeys(keys)
@@ -1233,13 +1250,13 @@ class _Writing:
         for key in self._marks:
             cache._scope.flights.forget(key)
             self._marks[key] = cache._scope.watch.open_write(key)
-            cache._tiers.drop(key)
+            cache._tiers.drop(key, self._cause)
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         cache = self._cache
         for key, mark in self._marks.items():
-            cache._tiers.drop(key)
+            cache._tiers.drop(key, self._cause)
             # A load that began meanwhile may have seen the old value: who comes from now on must not wait for it.
             cache._scope.flights.forget(key)
             if mark is not None:

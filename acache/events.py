@@ -28,6 +28,7 @@ __all__ = [
     "Miss",
     "Observer",
     "Operation",
+    "Removed",
     "ReplayDropped",
     "Replayed",
     "Stats",
@@ -112,10 +113,16 @@ class Invalidated(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Evicted(Event):
-    """The near tier let an entry go."""
+class Removed(Event):
+    """An entry left the near tier; once for each that does, but for those of a cache that is closed."""
 
-    cause: Literal["size", "expired"]
+    cause: Literal["size", "expired", "replaced", "invalidated"]
+    """For want of room, past its time, another value was written, or it was deleted, cleared or found invalid."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evicted(Removed):
+    """It left because the near tier let it go: ``size`` or ``expired``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from .errors import ConfigurationError, InvalidKey, short
 from .events import Counters, Stats
 from .keys import Template, argument_text, arguments_text, check_key
 from .loading import Load, LoadContext, running_load
-from .memory import Space
+from .memory import Space, terms_of
 from .policy import Policy
 
 __all__ = [
@@ -270,9 +270,10 @@ class _Behind:
         name = given[0] if len(given) == 1 else given  # as `_compile` writes it
         stored = space.records.get(key)
         if stored is not None and name not in self.shortcuts:
-            cells = () if stored[3] is None else stored[3].cells
+            fresh_until, _, extra = terms_of(stored)
+            cells = () if extra is None else extra.cells
             if len(cells) == len(self.binder.tag_templates):  # not where somebody else gave it other tags
-                space.link(key, self.shortcuts, name, (stored[0], stored[1], key, *map(type, given), *cells))
+                space.link(key, self.shortcuts, name, (stored[0], fresh_until, key, *map(type, given), *cells))
 
     def key(self, /, *args: Any, **kwargs: Any) -> str:
         return self.binder.key_of(self.binder.bind_key(args, kwargs))

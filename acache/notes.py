@@ -20,10 +20,12 @@ from .events import (
     LoadFailed,
     Miss,
     Observer,
+    Removed,
     Stored,
     emit,
     logger,
 )
+from .memory import Cause
 from .policy import Policy
 
 __all__ = ["Notes"]
@@ -118,9 +120,10 @@ class Notes:
         if self._observers:
             emit(self._observers, Invalidated(namespace=self._namespace, key=key, reason=reason, tags=tags))
 
-    def removed(self, namespace: str, key: str, cause: Literal["size", "expired"]) -> None:
-        """The near tier let go of an entry, of whatever namespace."""
-        emit(self._observers, Evicted(namespace=namespace, key=key, cause=cause))
+    def removed(self, namespace: str, key: str, cause: Cause) -> None:
+        """An entry left the near tier, of whatever namespace."""
+        event = Evicted if cause in ("size", "expired") else Removed
+        emit(self._observers, event(namespace=namespace, key=key, cause=cause))
 
     def garbage(self, key: str, error: DecodeError) -> None:
         """What was found could not be read, and counts as nothing."""

@@ -23,7 +23,7 @@ from .errors import BackendError, LoadTimeout
 from .inputs import tag_names
 from .lease import Lease, Verdict
 from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
-from .memory import Record
+from .memory import Record, fresh_until_of, terms_of
 from .policy import DEFAULT, Policy
 from .remote import FILL_WITHIN, Remote, Seen
 from .tiers import Received, Tiers, until_due
@@ -95,7 +95,7 @@ class Staircase:
             self._tiers.check_open()
             key, policy, flights, now = load.key, load.policy, self._scope.flights, self._now()
             record = self._tiers.find(key, load.type)
-            if record is not None and record[1] > now:
+            if record is not None and fresh_until_of(record) > now:
                 self._notes.hit(key, "near", counters=load.counters)
                 if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
                     flights.start(key, partial(self._fly_again, load, record), tags=load.tags, background=True)
@@ -169,7 +169,7 @@ class Staircase:
         """Steps 5 and 6: look at the near tier again, then at the far tier."""
         key, policy = load.key, load.policy
         record = self._tiers.find(key, load.type)
-        if record is not None and record[1] > self._now():
+        if record is not None and fresh_until_of(record) > self._now():
             # 1: a caller finds nothing and starts this flight. 2: set() stores a value. 3: this flight begins.
             return self._tiers.value_of(record, load.type)
         attempt = _Attempt(load, self._scope.watch.open(key), self._tiers.remote_for(policy), self._now())
@@ -469,7 +469,8 @@ class Staircase:
         return tokens is not None
 
     def _stale(self, record: Record, now: float, type_: Any) -> Received:
-        return Received(self._tiers.value_of(record, type_), record[1] - now, record[2], record[3])
+        fresh_until, span, extra = terms_of(record)
+        return Received(self._tiers.value_of(record, type_), fresh_until - now, span, extra)
 
     def _entry(self, stale: Received | None, policy: Policy) -> Entry | None:
         """Return what a loader sees of the value that it is to replace."""
@@ -497,10 +498,10 @@ class Staircase:
 
     def _due(self, record: Record, policy: Policy, now: float) -> bool:
         """Tell whether a fresh near value should be refreshed behind; over a far tier its dates decide instead."""
-        if self._tiers.remote is not None or record[1] == FOREVER:
+        fresh_until, span, extra = terms_of(record)
+        if self._tiers.remote is not None or fresh_until == FOREVER:
             return False
-        load_time = 0.0 if record[3] is None else record[3].load_time
-        return _early(policy, record[1] - now, record[2], load_time)
+        return _early(policy, fresh_until - now, span, 0.0 if extra is None else extra.load_time)
 
     def _due_far(self, received: Received, policy: Policy) -> bool:
         if received.fresh_for == FOREVER:

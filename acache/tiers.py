@@ -20,7 +20,7 @@ from .entry import BARELY_FRESH, Envelope, new_token, opener
 from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
 from .events import Counters, Observer, Operation
 from .loading import Flights, Watch
-from .memory import Memory, Record, Space
+from .memory import Cause, Dates, Memory, Record, Space, Terms, extra_of, fresh_until_of, make_record
 from .notes import Notes
 from .policy import Policy
 from .remote import Breaker, Remote, Seen
@@ -117,6 +117,7 @@ class Tiers:
     """Both tiers of one namespace."""
 
     __slots__ = (
+        "_dates",
         "_quick",
         "_remotes",
         "given_codec",
@@ -144,6 +145,7 @@ class Tiers:
         self.isolated: Final = memory is not None and memory.isolate
         touch: Callable[[str], object] = _nothing if self.space is None else self.space.touch
         self.notes: Final = Notes(namespace, policy, shared.counters, shared.observers, touch, self.now)
+        self._dates: Final = Dates() if memory is None else memory.dates
         self._quick: Quick | None = None
         self._remotes: Final[dict[float, Remote]] = {}
         self.remote: Final = self.remote_for(policy)
@@ -188,7 +190,8 @@ class Tiers:
         record = self.space.records.get(key)
         if record is None:
             return None
-        if record[3] is not None and any(cell.spoilt for cell in record[3].cells):
+        extra = extra_of(record)
+        if extra is not None and any(cell.spoilt for cell in extra.cells):
             self.space.pop(key)
             return None
         if self.isolated:
@@ -203,7 +206,7 @@ class Tiers:
         """Return the fresh near value and count the hit, or ``MISS``."""
         self.check_open()
         record = self.find(key, type_)
-        if record is None or record[1] <= self.now():
+        if record is None or fresh_until_of(record) <= self.now():
             return MISS
         self.notes.hit(key, "near", counters=counters)
         return self.value_of(record, type_)
@@ -241,13 +244,16 @@ class Tiers:
         if self.space is None or self.shared.closed:
             return
         lifetime = min(lifetime, self.near_ttl)
-        record = (form, now + lifetime, now if lifetime == FOREVER else lifetime, extra)
-        self.space.put(key, record, now)
+        self.space.put(key, make_record(form, self.terms(lifetime, extra, now)), now)
 
-    def drop(self, key: str) -> None:
+    def terms(self, lifetime: float, extra: Extra | None, now: float) -> Terms:
+        """Return the terms of what is stored now."""
+        return Terms(self._dates.fresh_until(lifetime, now), now if lifetime == FOREVER else lifetime, extra)
+
+    def drop(self, key: str, cause: Cause = "invalidated") -> None:
         """Remove the near copy."""
         if self.space is not None:
-            self.space.pop(key)
+            self.space.pop(key, cause)
 
     # Far ------------------------------------------------------------------------------------------------------------
 

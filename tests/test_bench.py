@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import json
 import os
@@ -55,6 +56,40 @@ async def test_every_near_case_times_acache_and_the_base(load: Load) -> None:
         assert (base["kind"], base["ratio"]) == ("reference", 1.0)
         assert acache["kind"] == "ours"
         assert acache["ns"] > 0
+
+
+def test_the_simulator_knows_the_optimum(load: Load) -> None:
+    """Hit ratios of a few requests are those counted by hand, and no policy is above the optimum."""
+    simulate = load("simulate")
+    keys = [1, 2, 3, 1, 2, 4, 1, 2, 5, 1, 2]
+    assert simulate.optimum(keys, 3) == 6 / 11
+    assert simulate.hit_ratio("lru", keys, 3) == 6 / 11
+    assert simulate.hit_ratio("lru", simulate.loop(4, 40), 3) == 0
+    assert simulate.optimum(simulate.loop(4, 40), 3) == pytest.approx(1 - (4 + 12) / 40, abs=0.03)
+    for trace in simulate.TRACES:
+        some = trace.make()[:3000]
+        found = simulate.ratios(some, 50)
+        assert 0 <= max(found[policy] for policy in simulate.POLICIES) <= found["optimum"]
+
+
+def test_no_policy_is_far_below_lru_where_popularity_is_steady(load: Load) -> None:
+    """On Zipf, with and without scans, and beside a loop: two points at most."""
+    simulate = load("simulate")
+    for keys in (simulate.zipf(0.8, 5000, 40_000), simulate.zipf(1.2, 5000, 40_000)):
+        for trace in (keys, list(simulate.with_scans(keys, every=1000, scan=500))):
+            least = simulate.hit_ratio("lru", trace, 200) - 0.02
+            assert simulate.hit_ratio("s3fifo", trace, 200) > least
+            assert simulate.hit_ratio("wtinylfu", trace, 200) > least
+
+
+def test_the_simulator_reads_trace_files(load: Load, tmp_path: Path) -> None:
+    """One key a line, or first block and number of blocks; compressed or not."""
+    simulate = load("simulate")
+    (tmp_path / "keys.txt").write_text("a\nb\n\na\n")
+    assert simulate.read(tmp_path / "keys.txt", "keys") == [0, 1, 0]
+    with gzip.open(tmp_path / "blocks.gz", "wt") as file:
+        file.write("5 3 0 1\n6 1 0 2\n")
+    assert simulate.read(tmp_path / "blocks.gz", "arc") == [5, 6, 7, 6]
 
 
 async def test_a_stampede_counts_the_loads_of_everybody(load: Load) -> None:

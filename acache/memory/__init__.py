@@ -1,5 +1,19 @@
 """The near tier: live objects in this process, bounded, synchronous."""
 
-from .near import Memory, Record, Space, stored_at
+from .near import Cause, Memory, Space
+from .record import TICK, Dates, Record, Terms, extra_of, fresh_until_of, make_record, stored_at, terms_of
 
-__all__ = ["Memory", "Record", "Space", "stored_at"]
+__all__ = [
+    "TICK",
+    "Cause",
+    "Dates",
+    "Memory",
+    "Record",
+    "Space",
+    "Terms",
+    "extra_of",
+    "fresh_until_of",
+    "make_record",
+    "stored_at",
+    "terms_of",
+]

@@ -11,38 +11,32 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Final, Literal, TypeAlias
 
-from ..clock import FOREVER, Seconds, ttl_seconds
+from ..clock import Seconds, ttl_seconds
 from ..errors import ConfigurationError
+from .eviction import Eviction, LeastRecentlyUsed, PolicyName
+from .record import Dates, Record, fresh_until_of
 from .sizing import approximate_size
+from .sweeper import Sweeper
 
-__all__ = ["Memory", "Record", "Space", "stored_at"]
+__all__ = ["Cause", "Memory", "Space"]
 
-Record: TypeAlias = tuple[Any, float, float, Any]
-"""(value, fresh_until, span, extra): a plain tuple, so that the garbage collector can stop tracking it.
+Cause: TypeAlias = Literal["size", "expired", "replaced", "invalidated"]
 
-``fresh_until`` is a monotonic instant, infinity for never.  ``span`` is the ttl, which entries of one policy share as
-one object; where there is no ttl it is the instant the value was stored.  ``extra`` is ``None`` for an entry that is
-valid by its date alone; otherwise the facade's, with what else must hold.
-"""
-
-Cause: TypeAlias = Literal["size", "expired"]
-
+_POLICIES: Final = ("lru", "s3fifo", "wtinylfu")
 _TOUCHES: Final = 4096
-"""Reads remembered between two evictions; older ones are forgotten, as they matter least."""
+"""Reads remembered until something is evicted; older ones are forgotten, as they matter least."""
+_SETTLE: Final = 1024
+"""Where it is not the last read alone that counts, they are taken note of before any is forgotten."""
 _SWEEP_EVERY: Final = 64
-"""Inserts between two looks at twice as many records, in search of those past their time."""
+"""Inserts between two looks at as many records, in search of those past their time."""
+_MOST_LOOKS: Final = 8
+"""Looks in a row while a quarter or more of what is found is past its time."""
 _BATCHES: Final = 128
-"""An eviction takes 1/128 of the bound at once: taking single keys from the front of a dict gets slower with each."""
-
-
-def stored_at(record: Record) -> float:
-    """Tell when a record was stored; a monotonic instant."""
-    _, fresh_until, span, _ = record
-    return span if fresh_until == FOREVER else fresh_until - span
+"""An eviction takes 1/128 of what is held: taking single keys from the front of a dict gets slower with each."""
 
 
 class Memory:
-    """The near tier of one cache: at most ``max_entries`` live objects, least recently used evicted first.
+    """The near tier of one cache: at most ``max_entries`` live objects; ``eviction`` says which go when it is full.
 
     Values are shared with the callers: treat what a cache returns as read-only, or pass ``isolate=True`` to get a
     copy through the codec each time.
@@ -51,7 +45,8 @@ class Memory:
         max_entries: the bound, over all namespaces together; each gives up its share when room is needed.
         max_bytes: a second bound, on the sum of ``sizeof(value)`` and the keys.
         sizeof: bytes of a value; the default follows containers and attributes, which costs time on large values.
-        eviction: ``"lru"``.
+        eviction: ``"lru"``, ``"s3fifo"`` or ``"wtinylfu"``.  Hits cost the same with each; the second and third cost
+            some memory and time on misses, and keep out what is asked for only once.
         ttl: an upper bound on the time an entry stays here, whatever its own ttl; ``None`` for no bound of its own.
         isolate: keep encoded bytes instead of objects.
 
@@ -65,7 +60,7 @@ class Memory:
         max_entries: int = 10_000,
         max_bytes: int | None = None,
         sizeof: Callable[[Any], int] | None = None,
-        eviction: str = "lru",
+        eviction: PolicyName = "lru",
         ttl: Seconds | None = None,
         isolate: bool = False,
     ) -> None:
@@ -78,11 +73,12 @@ class Memory:
         if sizeof is not None and max_bytes is None:
             msg = "sizeof without max_bytes measures nothing: set max_bytes, or leave sizeof out"
             raise ConfigurationError(msg)
-        if eviction != "lru":
-            msg = f'eviction={eviction!r}: the known policy is "lru"'
+        if eviction not in _POLICIES:
+            msg = f"eviction={eviction!r}: the known policies are {', '.join(map(repr, _POLICIES))}"
             raise ConfigurationError(msg)
         self.max_entries: Final = max_entries
         self.max_bytes: Final = max_bytes
+        self.eviction: Final = eviction
         self.ttl: Final = ttl_seconds(ttl)
         self.isolate: Final = isolate
         self.entries = 0
@@ -92,25 +88,28 @@ class Memory:
         self.keep_stale = 0.0
         """Seconds an entry stays after its ttl, for the readers that take stale values."""
         self.on_removed: Callable[[str, str, Cause], object] | None = None
-        """If set, called with namespace, key and cause for each entry that the bound or the sweep takes."""
+        """If set, called with namespace, key and cause for each entry that goes, but for those of a closed cache."""
+        self.dates: Final = Dates()
+        self.sweeper: Sweeper | None = None
         self._sizeof: Final = (sizeof or approximate_size) if max_bytes is not None else None
-        self._batch: Final = max(1, max_entries // _BATCHES)
         self._spaces: Final[dict[str, Space]] = {}
-        self._owned = False
+        self._round: Iterator[tuple[Space, tuple[str, ...]]] = iter(())
+        self.until_sweep = 1
+        """Inserts until the next look round; the first one sets the timer."""
 
     def __repr__(self) -> str:
         return f"<Memory {self.entries} of {self.max_entries} entries>"
 
-    def claim(self) -> None:
-        """Take this near tier for one cache and its views.
+    def claim(self, now: Callable[[], float]) -> None:
+        """Take this near tier for one cache and its views, whose monotonic clock is ``now``.
 
         Raises:
             ConfigurationError: another cache has it: the two would answer each other's keys.
         """
-        if self._owned:
+        if self.sweeper is not None:
             msg = "this Memory already belongs to another Cache: build one for each, or use cache.view()"
             raise ConfigurationError(msg)
-        self._owned = True
+        self.sweeper = Sweeper(self, now)
 
     def space(self, namespace: str) -> Space:
         """Return the part that belongs to ``namespace``, always the same one."""
@@ -118,6 +117,14 @@ class Memory:
         if space is None:
             space = self._spaces[namespace] = Space(self, namespace)
         return space
+
+    def close(self) -> None:
+        """Drop everything, without a word, and leave no timer."""
+        for space in self._spaces.values():
+            space.clear(cause=None)
+        if self.sweeper is not None:
+            self.sweeper.stop()
+            self.until_sweep = 1
 
     def clear(self) -> None:
         """Drop everything."""
@@ -139,15 +146,41 @@ class Memory:
         if size > self.max_bytes:
             return False
         while self.bytes + size > self.max_bytes:
-            self.evict(1)
+            self.evict()
         return True
 
-    def evict(self, count: int | None = None) -> None:
-        """Let ``count`` entries go, or one batch; each namespace gives up its share."""
-        count, entries = count or self._batch, self.entries
+    def evict(self) -> None:
+        """Let a batch of entries go; each namespace gives up its share."""
+        entries = self.entries
+        count = max(1, entries // _BATCHES)
         for space in tuple(self._spaces.values()):
             if held := len(space.records):
                 space.evict(-(-count * held // entries))
+
+    def look_round(self, now: float) -> None:
+        """Look at some records, and see to it that somebody does when there are no more inserts."""
+        self.until_sweep = _SWEEP_EVERY
+        for _ in range(_MOST_LOOKS):
+            looked, dropped = self.sweep(now)
+            if 4 * dropped < looked or not looked:
+                break
+        if self.sweeper is not None:
+            self.sweeper.start()
+
+    def sweep(self, now: float) -> tuple[int, int]:
+        """See `Swept.sweep`."""
+        part = next(self._round, None)
+        if part is None:
+            self._round = self._rounds()
+            return 0, 0
+        space, keys = part
+        return len(keys), space.drop_expired(keys, now)
+
+    def _rounds(self) -> Iterator[tuple[Space, tuple[str, ...]]]:
+        for space in tuple(self._spaces.values()):
+            keys = iter(tuple(space.records))
+            while part := tuple(islice(keys, _SWEEP_EVERY)):
+                yield space, part
 
 
 class Space:
@@ -158,75 +191,87 @@ class Space:
     """
 
     __slots__ = (
-        *("_memory", "_namespace", "_sizes", "_sized", "_sweep", "_touched", "_until_sweep"),
+        *("_added", "_memory", "_namespace", "_order", "_sized", "_sizes", "_touched"),
         *("records", "shortcuts", "touch"),
     )
 
     def __init__(self, memory: Memory, namespace: str) -> None:
         self.records: Final[dict[str, Record]] = {}
-        """Least recently used first, but for the touches not yet settled."""
+        """With LRU, least recently used first, but for the touches not yet settled."""
+        self._order: Final = _order(memory.eviction, self.records)
+        self._added: Final = self._order.added
         self._touched: Final[deque[str]] = deque(maxlen=_TOUCHES)
         self.touch: Final = self._touched.append
-        """Note a use of a key; the order is mended when something must be evicted."""
+        """Note a use of a key; the policy is told when something must be evicted."""
         self._memory: Final = memory
         self._namespace: Final = namespace
         self._sizes: Final[dict[str, int]] = {}
         self.shortcuts: Final[dict[str, tuple[dict[Any, Any], Any]]] = {}
         """Where a record is repeated, to be dropped together with it."""
         self._sized: Final = memory.sized
-        self._sweep: Iterator[str] = iter(())
-        self._until_sweep = _SWEEP_EVERY
 
     def put(self, key: str, record: Record, now: float) -> None:
         """Store a record, evicting others if there is no room; one that can never fit is not stored."""
+        there = key in self.records
         if self._sized:
-            self.pop(key)
-            size = self._memory.measure(key, record[0])
-            if not self._memory.make_room(size):
+            memory = self._memory
+            assert memory.max_bytes is not None  # noqa: S101 - it is what sizes are for
+            size = memory.measure(key, record[0])
+            more = size - self._sizes.get(key, 0)
+            if there and memory.bytes + more > memory.max_bytes:
+                self.pop(key, "replaced")
+                there, more = False, size
+            if not there and not memory.make_room(size):
                 return
             self._sizes[key] = size
-            self._memory.bytes += size
-        elif key in self.records:
-            if self.shortcuts:
-                self.unlink(key)
-            self.records[key] = record
-            self.touch(key)
+            memory.bytes += more
+        if not there:
+            self.insert(key, record, now)
             return
-        self.insert(key, record, now)
+        if self.shortcuts:
+            self.unlink(key)
+        self.records[key] = record
+        self.touch(key)
+        self._tell((key,), "replaced")
 
     def insert(self, key: str, record: Record, now: float) -> None:
         """Store a record under a key that is not there."""
         memory = self._memory
         if memory.entries >= memory.max_entries:
             memory.evict()
-        self._until_sweep -= 1
-        if not self._until_sweep:
-            self._sweep_some(now)
         memory.entries += 1
         self.records[key] = record
-        if self._touched:  # otherwise the end of the dict is where it belongs
+        if self._added is not None:
+            if len(self._touched) >= _SETTLE:
+                self._settle()
+            self._added(key)
+        elif self._touched:  # otherwise the end of the dict is where it belongs
             self.touch(key)
+        memory.until_sweep -= 1
+        if not memory.until_sweep:
+            memory.look_round(now)
 
-    def pop(self, key: str) -> Record | None:
+    def pop(self, key: str, cause: Cause = "invalidated") -> Record | None:
         """Remove and return a record; ``None`` if there was none."""
         record = self.records.pop(key, None)
         if record is not None:
             self._memory.entries -= 1
-            if self._sized:
-                self._memory.bytes -= self._sizes.pop(key, 0)
-            if self.shortcuts:
-                self.unlink(key)
+            self._order.removed(key)
+            self._forget(key)
+            self._tell((key,), cause)
         return record
 
-    def clear(self) -> None:
-        """Drop every record of this namespace."""
-        memory = self._memory
+    def clear(self, cause: Cause | None = "invalidated") -> None:
+        """Drop every record of this namespace; without a cause, nobody is told."""
+        memory, keys = self._memory, tuple(self.records) if self._memory.on_removed and cause else ()
         memory.entries -= len(self.records)
         memory.bytes -= sum(self._sizes.values())
         for shortcut, name in self.shortcuts.values():
             shortcut.pop(name, None)
-        for held in (self.records, self._sizes, self.shortcuts, self._touched):
+        for held in (self.records, self._sizes, self.shortcuts, self._touched, self._order):
             held.clear()
+        if cause is not None:
+            self._tell(keys, cause)
 
     def link(self, key: str, shortcut: dict[Any, Any], name: Any, repeated: Any) -> None:
         """Store ``shortcut[name] = repeated``, to be dropped together with the record that stands under ``key``.
@@ -243,39 +288,63 @@ class Space:
             link[0].pop(link[1], None)
 
     def evict(self, count: int) -> None:
-        """Let the ``count`` least recently used records go."""
-        records = self.records
+        """Let ``count`` records go, which the policy chooses."""
         if self._touched:
-            for key in self._touched:
-                if (record := records.pop(key, None)) is not None:
-                    records[key] = record
-            self._touched.clear()
-        victims = tuple(islice(records, count))
+            self._settle()
+        victims = self._order.take(count)
         self._memory.evictions += len(victims)
         self._remove(victims, "size")
 
-    def _sweep_some(self, now: float) -> None:
-        """Look at two records for each that is inserted, and drop those past their time: no task, no full scan."""
-        self._until_sweep = _SWEEP_EVERY
+    def drop_expired(self, keys: Sequence[str], now: float) -> int:
+        """Drop those of ``keys`` that are past their time, and tell how many."""
         gone = now - self._memory.keep_stale
         expired: list[str] = []
-        for key in islice(self._sweep, 2 * _SWEEP_EVERY):
+        for key in keys:
             record = self.records.get(key)
-            if record is not None and record[1] <= gone:
+            if record is not None and record[1] <= gone and fresh_until_of(record) <= gone:
                 expired.append(key)
-        if not expired and next(self._sweep, None) is None:
-            self._sweep = iter(tuple(self.records))
+        for key in expired:
+            self._order.removed(key)
         self._remove(expired, "expired")
+        return len(expired)
+
+    def _settle(self) -> None:
+        self._order.used(self._touched)
+        self._touched.clear()
 
     def _remove(self, keys: Sequence[str], cause: Cause) -> None:
-        memory, records = self._memory, self.records
+        """Drop records that the policy knows of no more."""
+        records = self.records
+        self._memory.entries -= len(keys)
+        for key in keys:
+            del records[key]
+        if not records:
+            records.clear()  # a dict gives the room of what was deleted back only when it is told so
         if self._sized or self.shortcuts:
             for key in keys:
-                self.pop(key)
-        else:
+                self._forget(key)
+        self._tell(keys, cause)
+
+    def _forget(self, key: str) -> None:
+        if self._sized:
+            self._memory.bytes -= self._sizes.pop(key, 0)
+        if self.shortcuts:
+            self.unlink(key)
+
+    def _tell(self, keys: Sequence[str], cause: Cause) -> None:
+        if (tell := self._memory.on_removed) is not None:
             for key in keys:
-                del records[key]
-            memory.entries -= len(keys)
-        if memory.on_removed is not None:
-            for key in keys:
-                memory.on_removed(self._namespace, key, cause)
+                tell(self._namespace, key, cause)
+
+
+def _order(policy: PolicyName, records: dict[str, Record]) -> Eviction:
+    # Only those who want another policy import it.
+    if policy == "s3fifo":
+        from .s3fifo import S3Fifo  # noqa: PLC0415
+
+        return S3Fifo()
+    if policy == "wtinylfu":
+        from .wtinylfu import WTinyLfu  # noqa: PLC0415
+
+        return WTinyLfu()
+    return LeastRecentlyUsed(records)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 
 from acache import Cache, KeyMissing, Memory, MemoryBackend, Policy, current_load
+from acache.events import Event, Evicted
+from acache.memory import sweeper
+from acache.memory.eviction import PolicyName
 from acache.testing import FakeClock
 
 if TYPE_CHECKING:
@@ -26,10 +29,11 @@ WARM_UP = 5_000
 class Work:
     """A cache whose every structure must come to rest, and ways to use it on keys that are never used again."""
 
-    def __init__(self, *, far: bool, policy: Policy | None = None) -> None:
+    def __init__(self, *, far: bool, policy: Policy | None = None, eviction: PolicyName = "lru") -> None:
         self.clock = FakeClock()
         self.backend = MemoryBackend(max_entries=BOUND, clock=self.clock) if far else None
-        self.cache = Cache(self.backend, memory=BOUND, namespace="n", policy=policy, clock=self.clock)
+        memory = Memory(max_entries=BOUND, eviction=eviction)
+        self.cache = Cache(self.backend, memory=memory, namespace="n", policy=policy, clock=self.clock)
         self.number = 0
 
         @self.cache.cached(tags=["of {number}"])
@@ -175,12 +179,21 @@ WORK = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("eviction", get_args(PolicyName))
 @pytest.mark.parametrize("far", [False, True], ids=["memory", "near+backend"])
 @pytest.mark.parametrize("use", WORK)
-async def test_nothing_grows(use: Callable[[Work], Awaitable[None]], far: bool, settle: Settle, footprint: Footprint):
+async def test_nothing_grows(
+    use: Callable[[Work], Awaitable[None]],
+    far: bool,
+    eviction: PolicyName,
+    settle: Settle,
+    footprint: Footprint,
+):
     """After thousands of operations on as many keys the cache holds no more objects than after the first thousand."""
+    if eviction != "lru" and (far or use not in (sets, loads, calls, removals)):
+        return  # what differs is in the near tier alone
     policy = Policy(ttl=10, stale_while_revalidate=50, stale_if_error=100) if use is stale_answers else None
-    work = Work(far=far, policy=policy)
+    work = Work(far=far, policy=policy, eviction=eviction)
 
     async def run(count: int) -> int:
         for _ in range(count):
@@ -260,12 +273,13 @@ async def test_redis_at_rest_holds_no_task(redis_topology: Topology, settle: Set
     assert cache.stats().near_entries <= BOUND
 
 
+@pytest.mark.parametrize("eviction", get_args(PolicyName))
 @pytest.mark.parametrize("bound", [1, 2, 7, 128])
-async def test_the_near_tier_is_within_its_bound_after_every_step(topology: Topology, bound: int):
+async def test_the_near_tier_is_within_its_bound_after_every_step(topology: Topology, bound: int, eviction: PolicyName):
     """However entries come in, there are never more than ``max_entries``, over all namespaces together."""
     if not topology.near:
         return
-    cache = topology.cache(memory=Memory(max_entries=bound))
+    cache = topology.cache(memory=Memory(max_entries=bound, eviction=eviction))
     view = cache.view(namespace=topology.namespace + ":other")
 
     async def value() -> str:
@@ -289,9 +303,10 @@ async def test_the_near_tier_is_within_its_bound_after_every_step(topology: Topo
         assert cache.stats().near_entries <= bound
 
 
-async def test_the_near_tier_is_within_its_bytes_after_every_step():
+@pytest.mark.parametrize("eviction", get_args(PolicyName))
+async def test_the_near_tier_is_within_its_bytes_after_every_step(eviction: PolicyName):
     """With ``max_bytes`` the measured bytes never exceed it, and what can never fit is not kept."""
-    cache = Cache(memory=Memory(max_entries=1000, max_bytes=10_000, sizeof=len))
+    cache = Cache(memory=Memory(max_entries=1000, max_bytes=10_000, sizeof=len, eviction=eviction))
     for number in range(500):
         await cache.set(f"key {number % 50}", "x" * (number * 37 % 3000))
         assert cache.stats().near_bytes <= 10_000
@@ -316,6 +331,64 @@ async def test_expired_entries_make_room_without_being_asked_for():
         await cache.set(f"new {number}", 1, ttl=1000)
     assert cache.stats().near_entries <= 2100
     await cache.aclose()
+
+
+async def test_an_idle_cache_gives_its_memory_back(monkeypatch: pytest.MonkeyPatch):
+    """Nobody writes and nobody reads: what is past its time goes all the same, and then no timer is left."""
+    monkeypatch.setattr(sweeper, "_ROUND", 0.01)
+    clock, empty = FakeClock(), asyncio.Event()
+
+    def look(event: Event) -> None:
+        if isinstance(event, Evicted) and not cache.stats().near_entries:
+            empty.set()
+
+    memory = Memory(max_entries=10_000)
+    async with Cache(memory=memory, clock=clock, observers=[look]) as cache:
+        other = cache.view(namespace="other")
+        for number in range(3000):
+            await (cache, other)[number % 2].set(f"key {number}", "x" * 1000, ttl=1 + number % 50)
+        clock.advance(100)
+        async with asyncio.timeout(20):
+            await empty.wait()
+            while memory.sweeper is not None and memory.sweeper.waiting:
+                await asyncio.sleep(0.01)
+        assert not memory.bytes
+        await cache.set("key", "value")
+        assert memory.sweeper is not None
+        assert memory.sweeper.waiting, "and when there is an entry again, there is a timer again"
+    assert not memory.sweeper.waiting, "none after aclose()"
+
+
+async def test_a_forgotten_cache_is_not_kept_by_its_timer(settle: Settle):
+    """A cache that was never closed is garbage when its user lets go of it, whatever it holds."""
+    import weakref
+
+    memory = Memory()
+    cache = Cache(memory=memory)
+    await cache.set("key", "value", ttl=1000)
+    gone = weakref.ref(memory)
+    del cache, memory
+    await settle()
+    gc.collect()
+    assert gone() is None
+
+
+@pytest.mark.parametrize("eviction", get_args(PolicyName))
+async def test_a_mass_expiry_is_spread_over_many_turns(eviction: PolicyName):
+    """However many entries end at one time, one turn of the loop drops a thousand or so."""
+    memory, clock = Memory(max_entries=50_000, eviction=eviction), FakeClock()
+    async with Cache(memory=memory, clock=clock) as cache:
+        await cache.set_many(dict.fromkeys(map(str, range(50_000)), 1), ttl=1)
+        clock.advance(2)
+        before = memory.entries
+        await cache.set("another", 1)
+        assert before - memory.entries <= 1024, "an insert drops no more than that either"
+        assert memory.sweeper is not None
+        for _ in range(200):
+            before = memory.entries
+            memory.sweeper.run()
+            assert before - memory.entries <= 1100
+        assert memory.entries == 1
 
 
 async def test_a_closed_cache_is_garbage(settle: Settle):

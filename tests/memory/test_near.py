@@ -23,7 +23,7 @@ NAMESPACES = st.sampled_from(["", "a", "b"])
 
 def record(value: Any, *, until: float = FOREVER) -> Record:
     """Return a record as the facade makes them."""
-    return (value, until, 0.0, None)
+    return (value, until, 0.0)
 
 
 class LeastRecentlyUsed(RuleBasedStateMachine):
@@ -35,7 +35,7 @@ class LeastRecentlyUsed(RuleBasedStateMachine):
         super().__init__()
         self.memory = Memory(max_entries=self.bound)
         self.removed: list[str] = []
-        self.memory.on_removed = lambda namespace, key, cause: self.removed.append(key)
+        self.memory.on_removed = lambda namespace, key, cause: self.removed.append(key) if cause == "size" else None
         self.space = self.memory.space("n")
         self.model: OrderedDict[str, int] = OrderedDict()
         self.evicted: list[str] = []
@@ -451,8 +451,8 @@ async def test_isolated_loads_are_copies_too():
 
 def test_a_record_knows_when_it_was_stored():
     """Counted back from its end, or kept where it has none."""
-    assert stored_at((1, 160.0, 60.0, None)) == 100.0
-    assert stored_at((1, FOREVER, 100.0, None)) == 100.0
+    assert stored_at((1, 160.0, 60.0)) == 100.0
+    assert stored_at((1, FOREVER, 100.0)) == 100.0
 
 
 def test_a_near_tier_describes_itself():
