@@ -782,14 +782,6 @@ class Cache:
             self._shared.replay.forget_all(self.namespace)
         self._notes.invalidated("clear", "")
 
-    def _forget_all(self) -> None:
-        scope = self._scope
-        scope.flights.forget_all()
-        scope.watch.break_all()
-        scope.tags.spoil_all()
-        if scope.space is not None:
-            scope.space.clear()
-
     # Loading --------------------------------------------------------------------------------------------------------
 
     async def get_or_load(

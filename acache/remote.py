@@ -19,6 +19,7 @@ from .deadlines import Deadlines, Operation
 from .entry import Envelope, counter, holds_value, left, new_token, pack, tombstone, unpack
 from .errors import (
     BackendError,
+    BackendRefused,
     BackendTimeout,
     BackendUnavailable,
     CacheClosed,
@@ -619,6 +620,8 @@ class Remote:
                 breaker.abandoned()
                 if keys == 1:
                     failure.failed = {}  # the engine's name for a key that the caller knows
+            elif isinstance(failure, BackendRefused):
+                breaker.succeeded()  # a server that says no to a write, because it is full, say, is there for reads
             else:
                 breaker.failed(failure)
             raise

@@ -624,9 +624,9 @@ async def test_a_full_server_refuses_and_reads_go_on(private_redis: Callable[...
     recorder = Recorder()
     async with Cache.from_url(server.url, memory=None, namespace="full", observers=[recorder]) as cache:
         await cache.set("small", "v")
-        for number in range(4):
+        for number in range(12):
             await cache.set(f"k{number}", "x" * 1_000_000)
-        assert recorder.of(BackendFailed) != []
+        assert len(recorder.of(BackendFailed)) > 5  # which would be enough to leave a server alone that does not answer
         assert await cache.get("small") == "v"
 
 
