@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextvars import ContextVar, Token
+from dataclasses import replace
 from types import FrameType, FunctionType, ModuleType
 from typing import Any, Final, Literal, Self, TypeAlias, cast
 
@@ -204,7 +205,7 @@ class Topology:
         for cache in self._caches:
             await cache.aclose()
         if self.redis:
-            sweeper = RedisBackend.from_url(self._url, timeout=10)
+            sweeper = RedisBackend.from_url(self._url, timeout=10, connect_timeout=10)
             await sweeper.clear(f"{self.namespace}")
             await sweeper.aclose()
 
@@ -213,7 +214,9 @@ class Topology:
         if "plain" in self.kind:
             return TracedPlainBackend(self._store, self.tracer)
         if self.redis:
-            redis = TracedRedisBackend.from_url(self._url, timeout=10, max_connections=max_connections)
+            redis = TracedRedisBackend.from_url(
+                self._url, timeout=10, connect_timeout=10, max_connections=max_connections
+            )
             redis.tracer = self.tracer
             return redis
         return self._store if self.far else None
@@ -245,8 +248,8 @@ class Topology:
         return cache
 
     def witness(self) -> Cache:
-        """Build a cache that sees the far tier alone."""
-        return self.cache(near=False)
+        """Build a cache that sees the far tier alone, and says so when it cannot."""
+        return self.cache(near=False, policy=replace(PATIENT, on_backend_error="raise"))
 
     async def connections(self) -> int:
         """Tell how many connections to Redis the caches made here have open."""
