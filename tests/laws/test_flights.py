@@ -73,7 +73,7 @@ class World:
         self.loads = 0
         self.decorated = self.cache.cached(key=KEY, tags=TAGS)(self.loader)
 
-    async def loader(self) -> Value:
+    async def loader(self, *, batch: bool = False) -> Value:
         loading = Loading(asked_in.get(), self.version)
         twins = [one for one in self.running if one.epoch == loading.epoch and not one.outcome.done()]
         assert not twins, "two loads of one value run at the same time"
@@ -85,12 +85,12 @@ class World:
             self.running.remove(loading)
         if outcome == "raise":
             raise LoaderError
-        if outcome == "no store":
+        if outcome == "no store" and not batch:  # a batch has no current_load()
             current_load().no_store()
         return loading.version, "loaded"
 
     async def many(self, keys: Sequence[str]) -> dict[str, Value]:
-        return {key: await self.loader() for key in keys}
+        return {key: await self.loader(batch=True) for key in keys}
 
     # Steps ----------------------------------------------------------------------------------------------------------
 
