@@ -118,7 +118,6 @@ async def test_an_invalidation_in_one_process_wins_over_the_loads_of_the_others(
     assert [await process.ask("get", key="tagged") for process in four] == [None] * 4
 
 
-@pytest.mark.xfail(strict=True, reason="clear() removes what is there, and a load in another process does not notice")
 async def test_a_clear_in_one_process_wins_over_the_loads_of_the_others(four: list[Process]):
     """The same for the whole namespace."""
     await interleave(four, {"do": "clear"}, "k")
