@@ -16,7 +16,7 @@ RUN_SERVICES := $(PY) tests/services.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve test soak check fmt bench bench-smoke conformance docs services-up services-down clean
+.PHONY: help demo serve test soak check fmt bench compare bench-smoke conformance docs services-up services-down clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-14s %s\n", $$1, $$2 }'
@@ -55,6 +55,9 @@ fmt: $(VENV)/.dev ## format the code and mend what ruff can mend
 bench: $(VENV)/.bench ## measure against other caches, and the backends against the bare clients
 	$(RUN_SERVICES) install $(SERVICES)
 	$(RUN_SERVICES) run $(SERVICES) -- $(PY) benchmarks/run.py $(BENCH_ARGS)
+
+compare: $(VENV)/.bench ## run what goes wrong in other libraries, and write the table of docs/memoization.md
+	$(PY) benchmarks/compare.py
 
 bench-smoke: $(VENV)/.bench ## hold acache against the bars of docs/benchmarks.md, in two minutes
 	$(RUN_SERVICES) install redis

@@ -922,7 +922,7 @@ class Cache:
             batch.decided(load.key)
         if load.policy.lease:
             # The same with other processes: each would hold the lease that the other one waits for.
-            load = replace(load, elsewhere=partial(batch.decided, load.key))
+            load = load._replace(elsewhere=partial(batch.decided, load.key))
         try:
             return await answer(load)
         finally:

@@ -253,20 +253,18 @@ class _Behind:
         self._rules: Final = rules
         self._type: Final = rules.type if rules.type is not None else _return_type(function)
 
-    async def load(self, given: tuple[Any, ...], arguments: dict[str, Any], call: partial[Any]) -> Any:
-        key = self.binder.key_of(arguments)
-        value = await self.hooks.resolve(self._load(key, arguments, call))
-        if self.hooks.space is not None:
-            self._shorten(self.hooks.space, key, given, self.binder.key_values(arguments))
-        return value
-
-    def _load(self, key: str, arguments: Mapping[str, Any], call: Callable[[], Awaitable[Any]]) -> Load:
-        rules, tags = self._rules, self.binder.tags(arguments)
+    def load(self, arguments: Mapping[str, Any], call: Callable[[], Awaitable[Any]]) -> Load:
+        rules, key, tags = self._rules, self.binder.key_of(arguments), self.binder.tags(arguments)
         return Load(key, call, rules.policy, self.hooks.counters, tags, self._type, rules.condition, rules.ttl)
 
-    def _shorten(self, space: Space, key: str, given: tuple[Any, ...], values: list[Any]) -> None:
-        if not all(type(value) in _EXACT or _is_uuid(value) for value in values):
+    def shorten(self, key: str, given: tuple[Any, ...], arguments: Mapping[str, Any]) -> None:
+        space = self.hooks.space
+        if space is None:
             return
+        for parameter in self.binder.key_names:
+            value = arguments[parameter]
+            if type(value) not in _EXACT and not _is_uuid(value):
+                return
         name = given[0] if len(given) == 1 else given  # as `_compile` writes it
         stored = space.records.get(key)
         if stored is not None and name not in self.shortcuts:
@@ -286,7 +284,7 @@ class _Behind:
 
     async def refresh(self, /, *args: Any, **kwargs: Any) -> Any:
         arguments, call = self.binder.bind_all(args, kwargs), partial(self.function, *args, **kwargs)
-        return await self.hooks.reload(self._load(self.binder.key_of(arguments), arguments, call))
+        return await self.hooks.reload(self.load(arguments, call))
 
     async def bypass(self, /, *args: Any, **kwargs: Any) -> Any:
         outer = running_load.set(LoadContext(""))
@@ -400,15 +398,11 @@ class Binder:
             raise ConfigurationError(msg)
         self._version: Final = "" if rules.version is None else f"@{rules.version}"
 
-    def key_values(self, arguments: Mapping[str, Any]) -> list[Any]:
-        """Return the arguments that make the key, in their order."""
-        return [arguments[name] for name in self.key_names]
-
     def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
         if self._template is not None:
             return check_key(self._template(arguments) + self._version)
-        kept = {name: arguments[name] for name in self.key_names}
+        kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
             bound = inspect.BoundArguments(self._key_signature, OrderedDict(kept))
             return check_key(self._made(*bound.args, **bound.kwargs)) + self._version
@@ -470,7 +464,11 @@ except {_}no_shortcut:
     pass
 """
 _MISS: Final = """
-return await {_}load(({given}), {arguments}, {_}partial({_}function, {call}))
+{_}arguments = {arguments}
+{_}load = {_}to_load({_}arguments, {_}partial({_}function, {call}))
+{_}value = await {_}resolve({_}load)
+{_}shorten({_}load.key, ({given}), {_}arguments)
+return {_}value
 """
 
 
@@ -486,7 +484,13 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
     mark = "_"  # what no parameter begins with, so that no name of ours hides one of theirs
     while any(name.startswith(mark) for name in binder.signature.parameters):
         mark += "_"
-    scope: dict[str, Any] = {f"{mark}load": behind.load, f"{mark}partial": partial, f"{mark}function": behind.function}
+    scope: dict[str, Any] = {
+        f"{mark}to_load": behind.load,
+        f"{mark}partial": partial,
+        f"{mark}function": behind.function,
+        f"{mark}resolve": hooks.resolve,
+        f"{mark}shorten": behind.shorten,
+    }
     parameters, call = _spell(binder.signature, mark, scope)
     arguments = f"{{{', '.join(f'{key!r}: {key}' for key in binder.signature.parameters)}}}"
 

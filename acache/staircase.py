@@ -114,7 +114,12 @@ class Staircase:
                 return self._tiers.own(early, load.type)
             if not started:
                 self._notes.coalesced(load.key, load.counters)
-            result = await flights.join(flight, _patience(policy))
+            waiter = flights.join(flight, _patience(policy))
+            try:
+                result = await waiter
+            except BaseException:
+                flight.leave(waiter)
+                raise
             if type(result) is not _Fallback:
                 return self._tiers.own(result, load.type)
             window = policy.stale_for if result.error is None else policy.stale_if_error
@@ -158,7 +163,12 @@ class Staircase:
             flight = self._scope.flights.start(load.key, fly, tags=load.tags, background=behind)
         else:
             self._notes.coalesced(load.key, load.counters)
-        result = await self._scope.flights.join(flight, NEVER)
+        waiter = self._scope.flights.join(flight, NEVER)
+        try:
+            result = await waiter
+        except BaseException:
+            flight.leave(waiter)
+            raise
         if type(result) is not _Fallback:
             return self._tiers.own(result, load.type)
         if result.error is None:

@@ -119,6 +119,13 @@ def test_memory_growth_and_tags_are_measured_in_small(load: Load) -> None:
     assert all(point["get_ns"] > 0 and point["set_ns"] > 0 for point in grown["points"])
 
 
+async def test_a_crowd_of_loads_is_counted_and_weighed(load: Load) -> None:
+    """How much memory is left of loads is measured here; that nothing is left of them, in tests/laws/test_bounded.py."""
+    found = await load("flights").flights(2_000, 1_000)
+    assert found["loads"] == 2_000
+    assert set(found) == {"loads", "seconds", "before", "after"}
+
+
 async def test_a_tag_costs_what_the_page_says_it_is(load: Load) -> None:
     """acache is measured at each size; a library that is not there is named with the reason."""
     rows = await load("tags").tag_costs((10, 20), 1, 60.0)

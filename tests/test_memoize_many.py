@@ -451,3 +451,19 @@ async def test_a_stale_value_answers_while_a_batch_loads_behind(build: Build, so
         for _ in range(30):
             await asyncio.sleep(0)
         assert sorted(item for ids in source.asked for item in ids) == [1, 1, 2, 2]
+
+
+async def test_a_single_item_is_refreshed_ahead_and_many_are_not(build: Build, source: Source, clock: FakeClock):
+    """``refresh_ahead`` looks at the hits of ``one``; a call with many items loads what has expired."""
+    async with build(ttl=10, refresh_ahead=0.5) as cache:
+        get_users = users(cache, source)
+        await get_users([1, 2])
+        clock.advance(6)
+        assert await get_users([1, 2]) == {1: "user 1", 2: "user 2"}
+        for _ in range(30):
+            await asyncio.sleep(0)
+        assert source.asked == [[1, 2]]
+        assert await get_users.one(1) == "user 1"
+        for _ in range(30):
+            await asyncio.sleep(0)
+        assert source.asked == [[1, 2], [1]]

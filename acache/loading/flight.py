@@ -117,16 +117,14 @@ class Flight(Node):
                 waiter.set_result(task.result())
         self._waiters.clear()
 
-    async def wait(self, patience: float) -> Any:
-        """Wait for the value; this caller's cancellation is nobody else's."""
+    def waiter(self, patience: float) -> asyncio.Future[Any]:
+        """Return a future of the value; its cancellation is nobody else's, and `leave` has to be told of it."""
         waiter = self.loop.create_future()
         self._waiters[waiter] = patience
-        try:
-            return await waiter
-        finally:
-            self._leave(waiter)
+        return waiter
 
-    def _leave(self, waiter: asyncio.Future[Any]) -> None:
+    def leave(self, waiter: asyncio.Future[Any]) -> None:
+        """Take note that somebody does not wait any more."""
         self._waiters.pop(waiter, None)
         if not self._waiters and not self.background and self._task is not None and not self._task.done():
             self.background = True  # abandoned once is enough
@@ -208,15 +206,18 @@ class Flights:
         flight.start(_fly(flight, load), self._landed)
         return flight
 
-    async def join(self, flight: Flight, patience: float) -> Any:
-        """Wait for a flight, or for the stale value it serves early to those with the patience for its age.
+    def join(self, flight: Flight, patience: float) -> asyncio.Future[Any]:
+        """Return a future of a flight's value, or of the stale one it serves early to those with the patience for it.
+
+        It is awaited in the caller's own frame: each coroutine between a caller and his future costs ten thousand of
+        them as much as the future does.  Who is cancelled there tells the flight, by `Flight.leave`.
 
         Raises:
             RecursiveLoad: the caller is part of what the flight waits for.
         """
         inside = flying.get()
         if inside is None:
-            return await flight.wait(patience)
+            return flight.waiter(patience)
         if flight.waits_for(inside):
             msg = (
                 f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
@@ -225,10 +226,9 @@ class Flights:
             raise RecursiveLoad(msg)
         inside.waiting_on.append(flight)
         flight.inside = True
-        try:
-            return await flight.wait(patience)
-        finally:
-            inside.waiting_on.remove(flight)
+        waiter = flight.waiter(patience)
+        waiter.add_done_callback(lambda _: inside.waiting_on.remove(flight))  # before the caller goes on
+        return waiter
 
     def forget(self, key: str) -> None:
         """Let a running load hand its value to those who wait, but let nobody join it any more."""

@@ -70,6 +70,6 @@ def contenders() -> list[Contender]:
         ),
         Contender(
             "acache, decorated", "acache", f"`@cached(ttl={TTL})`, for what is not a hit", load_once=_decorated,
-            fill=Fill("call", _fill_call), kind="ours",
+            forget=lambda once, number: once.invalidate(number), fill=Fill("call", _fill_call), kind="ours",
         ),
     ]  # fmt: skip

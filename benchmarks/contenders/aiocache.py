@@ -27,6 +27,10 @@ async def _prepare(options: dict[str, Any], case: Case) -> Operation | None:
     return Operation(_STATEMENTS[case.kind], {"cache": cache, "VALUE": VALUE}, cache.clear)
 
 
+def _key(_: Any, number: int) -> str:
+    return f"once:{number}"
+
+
 def _once(decorator: Any, options: dict[str, Any], load: Call) -> Call:
     async def once(number: int) -> Any:
         return await load(number)
@@ -51,6 +55,7 @@ def contenders() -> list[Contender]:
         ),
         Contender(
             "aiocache cached_stampede", "aiocache", f"`cached_stampede(ttl={TTL}, lease=2, timeout=None)`",
-            load_once=partial(_once, aiocache.cached_stampede, {"lease": 2, **fast}),
+            load_once=partial(_once, aiocache.cached_stampede, {"lease": 2, "key_builder": _key, **fast}),
+            forget=lambda once, number: once.cache.delete(_key(once, number)),
         ),
     ]  # fmt: skip

@@ -25,6 +25,10 @@ def _once(load: Call) -> Call:
     return once
 
 
+async def _forget(once: Any, number: int) -> None:
+    once.cache_invalidate(number)
+
+
 def _fill(capacity: int, values: list[Any]) -> Callable[..., Awaitable[Any]]:
     @alru_cache(maxsize=capacity, ttl=TTL)
     async def value_of(number: int) -> Any:
@@ -36,4 +40,6 @@ def _fill(capacity: int, values: list[Any]) -> Callable[..., Awaitable[Any]]:
 def contenders() -> list[Contender]:
     """Return the one configuration."""
     how = f"`alru_cache(maxsize={CAPACITY}, ttl={TTL})` (defaults: 128, none); in methods `self` is part of the key"
-    return [Contender("async-lru", "async-lru", how, _prepare, load_once=_once, fill=Fill("call", _fill))]
+    return [
+        Contender("async-lru", "async-lru", how, _prepare, load_once=_once, forget=_forget, fill=Fill("call", _fill))
+    ]

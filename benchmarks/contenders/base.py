@@ -25,6 +25,7 @@ class Operation:
 
 Decorate = Callable[[Callable[..., Coroutine[Any, Any, Any]]], Callable[..., Any]]
 Call = Callable[[int], Awaitable[Any]]
+Forget = Callable[[Any, int], Awaitable[object]]
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Contender:
     """Build a filled cache for a case; None where it has no such operation."""
     load_once: Callable[[Call], Call] | None = None
     """For the stampede: make a loader of numbers into a cached one."""
+    forget: Forget | None = None
+    """For the comparison: remove the result for a number from what ``load_once`` made, by the library's own way."""
     fill: Fill | None = None
     kind: Literal["ours", "peer", "reference"] = "peer"
     notes: tuple[str, ...] = field(default=())

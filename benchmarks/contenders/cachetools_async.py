@@ -38,6 +38,10 @@ def _once(make: Callable[[int], Any], load: Call) -> Call:
     return once
 
 
+async def _forget(once: Any, number: int) -> None:
+    once.cache.pop(once.cache_key(number), None)
+
+
 def _fill(make: Callable[[int], Any], capacity: int, values: list[Any]) -> Callable[..., Awaitable[Any]]:
     @cached(make(capacity))
     async def value_of(number: int) -> Any:
@@ -51,7 +55,8 @@ def contenders() -> list[Contender]:
     return [
         Contender(
             f"cachetools-async {name}", "cachetools-async", f"`cached({store})`, `cachedmethod` for methods",
-            partial(_prepare, make), load_once=partial(_once, make), fill=Fill("call", partial(_fill, make)),
+            partial(_prepare, make), load_once=partial(_once, make), forget=_forget,
+            fill=Fill("call", partial(_fill, make)),
         )
         for name, store, make in (
             ("LRU", f"LRUCache({CAPACITY})", _lru), ("TTL", f"TTLCache({CAPACITY}, {TTL})", _ttl)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import cashews
 from cases import CAPACITY, KEYS, TTL, VALUE, Case
@@ -51,8 +51,9 @@ def _once(options: dict[str, Any], load: Call) -> Call:
     async def once(number: int) -> Any:
         return await load(number)
 
-    call: Call = cache(ttl=TTL, key="once:{number}", **options)(once)
-    return call
+    call: Any = cache(ttl=TTL, key="once:{number}", **options)(once)
+    call.cache = cache
+    return cast("Call", call)
 
 
 def contenders() -> list[Contender]:
@@ -70,6 +71,7 @@ def contenders() -> list[Contender]:
         ),
         Contender(
             "cashews, lock=True", "cashews", f"the same, `cache(ttl={TTL}, lock=True)`",
-            load_once=partial(_once, {"lock": True})
+            load_once=partial(_once, {"lock": True}),
+            forget=lambda once, number: once.cache.delete(f"once:{number}"),
         ),
     ]  # fmt: skip

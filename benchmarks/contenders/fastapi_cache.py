@@ -39,6 +39,10 @@ def _once(load: Call) -> Call:
     return call
 
 
+async def _forget(_: Any, __: int) -> None:
+    await FastAPICache.clear(namespace="stampede")
+
+
 async def _store(key: str, value: Any) -> None:
     await InMemoryBackend().set(key, value, TTL)  # all instances share one dict
 
@@ -48,6 +52,7 @@ def contenders() -> list[Contender]:
     how = f"`cache(expire={TTL})` over `InMemoryBackend()`: JSON for the decorator, bytes below; it has no bound"
     return [
         Contender(
-            "fastapi-cache2", "fastapi-cache2", how, _prepare, load_once=_once, fill=Fill("set", lambda *_: _store)
+            "fastapi-cache2", "fastapi-cache2", how, _prepare, load_once=_once, forget=_forget,
+            fill=Fill("set", lambda *_: _store),
         )
-    ]
+    ]  # fmt: skip
