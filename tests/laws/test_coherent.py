@@ -959,8 +959,10 @@ async def test_nobody_reads_backwards(behind_proxy: tuple[Far, Far, Proxy]):
         while not written.is_set():
             for way in ("load", "get", "many"):
                 if way == "load":
-                    value = await cache.get_or_load("k", load, tags=["t"])
-                elif way == "get":
+                    # Its own loads see the database before the far tier does: they may be ahead, and are no measure.
+                    await cache.get_or_load("k", load, tags=["t"])
+                    continue
+                if way == "get":
                     value = await cache.get("k", last)
                 else:
                     value = (await cache.get_many(["k"])).get("k", last)
