@@ -13,14 +13,15 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
-from .backends.base import Backend
+from .backends.base import Backend, Track
 from .backends.urls import open_backend
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
 from .codecs import Codec
+from .coherence import Channel, ChannelState
 from .entry import Entry, Envelope
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
-from .events import BreakerChanged, Counters, Observer, Stats, emit, logger
-from .inputs import check_delta, check_lease, check_loader, check_parts, several, tag_names
+from .events import BreakerChanged, ChannelChanged, Counters, Observer, Stats, emit, logger
+from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
@@ -30,7 +31,7 @@ from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
 from .replay import Replay
 from .staircase import Staircase, ahead
-from .tiers import MISS, Extra, Shared, Tiers, until_due
+from .tiers import MISS, NEAR_TTL, Extra, Shared, Tiers, until_due
 
 __all__ = ["Cache", "cached"]
 
@@ -73,6 +74,9 @@ class Cache:
         namespace: kept apart from all others, on both tiers.
         codec: how values become bytes for the far tier.
         policy: the rules where a call does not say otherwise.
+        coherence: how the near tier comes to know what others change in the far tier.  ``"auto"``: the far tier tells,
+            if it can, and else a near copy is trusted for a few seconds; ``"tracking"``: it tells, or that is an error;
+            ``None``: a few seconds.
         clock: for tests.
         observers: get every event.
 
@@ -107,6 +111,7 @@ class Cache:
         "_staircase",
         "_tiers",
         "_touch",
+        "_trust",
         "_ttl",
         "_unlink",
     )
@@ -119,6 +124,7 @@ class Cache:
         namespace: str = "",
         codec: Codec | None = None,
         policy: Policy | None = None,
+        coherence: Coherence | None = "auto",
         clock: Clock | None = None,
         observers: Sequence[Observer] = (),
     ) -> None:
@@ -146,12 +152,26 @@ class Cache:
             replay=Replay(clock, counters, tuple(observers)),
             scopes={},
             functions=set(),
+            near_ttl=FOREVER if memory is None else memory.ttl,
         )
+        if memory is not None and backend is not None and memory.ttl == FOREVER:
+            shared.near_ttl = NEAR_TTL
+        check_coherence(coherence, backend, memory)
         if memory is not None:
             # Nothing of the near tier is touched before everything else is known to be right.
             check_namespace(namespace)
             check_lease(policy, backend)
             memory.claim(clock.monotonic)
+            if coherence is not None and isinstance(backend, Track):
+                shared.channel = Channel(
+                    backend,
+                    clock,
+                    unbounded=memory.ttl,
+                    bounded=shared.near_ttl,
+                    insist=coherence == "tracking",
+                    tell=self._channel_changed,
+                )
+                shared.backend = shared.channel.backend
         self._set_up(shared, check_namespace(namespace), codec, policy)
         if memory is not None and observers:
             memory.on_removed = self._notes.removed
@@ -167,6 +187,7 @@ class Cache:
         self._notes = tiers.notes
         self._remote = tiers.remote
         self._scope = scope = tiers.scope
+        self._trust = scope.trust
         self._staircase = Staircase(tiers)
         self._plans: dict[Any, Policy] = {}
         # The hit path reads this dict directly.  Where a hit takes more than a look (events to send, copies to make),
@@ -179,7 +200,7 @@ class Cache:
         # And the path of a plain write, where only the near tier has to know.
         plain = direct and self._remote is None and memory is not None and not memory.sized and not policy.jitter
         self._plain: object = DEFAULT if plain else _NO_TTL  # the ttl of a call that can take it
-        self._plain_ttl = min(self._ttl, tiers.near_ttl)
+        self._plain_ttl = min(self._ttl, shared.near_ttl)
         self._plain_until = self._plain_span = self._renew_at = -FOREVER
         self._insert: Callable[[str, Record, float], object] = _nothing if space is None else space.insert
         self._running = scope.flights.running
@@ -259,6 +280,8 @@ class Cache:
             shared.memory.close()
         for scope in shared.scopes.values():
             await scope.aclose()
+        if shared.channel is not None:
+            await shared.channel.aclose()
         if shared.backend is not None:
             await shared.replay.aclose(_GRACE)
             # What is under way may be making a connection, which could not be closed yet.
@@ -291,7 +314,7 @@ class Cache:
         # The hit path.  One dict, one clock, no call but the clock's and the note for LRU.
         try:
             value, fresh_until, _ = self._records[key]
-            if fresh_until > self._now():
+            if fresh_until > self._now() < self._trust.until:
                 self._counters.hits_near += 1
                 self._touch(key)
                 return value
@@ -318,6 +341,8 @@ class Cache:
             except BackendError as error:
                 self._notes.tolerate("get", key, error)
         else:
+            if self._trust.until <= self._now():
+                await self._tiers.get_ready()
             mark = self._scope.watch.open(key)
             try:
                 received = await self._tiers.receive(key, await self._remote.peek(key), type_)
@@ -451,6 +476,8 @@ class Cache:
             found = await self._read_many(keys, partial(self._tiers.values_of_many, type_=type_))
         else:
             watch = self._scope.watch
+            if self._trust.until <= self._now():
+                await self._tiers.get_ready()
             marks = {key: watch.open(key) for key in keys}
             try:
                 received = await self._read_many(keys, partial(self._tiers.receive_many, type_=type_))
@@ -561,6 +588,8 @@ class Cache:
     async def _write(self, items: Mapping[str, Any], lifetime: float, names: tuple[str, ...], operation: str) -> None:
         assert self._remote is not None  # noqa: S101 - for the type checker
         payloads = {key: self._tiers.codec.encode(value) for key, value in items.items()}
+        if self._trust.until <= self._now():
+            await self._tiers.get_ready()
         cells = self._scope.tags.cells(names)
         writing = _Writing(self, operation, items, loud=False)
         try:
@@ -604,6 +633,8 @@ class Cache:
             self._tiers.keep(key, value, lifetime, cells=cells)
         else:
             payload = self._tiers.codec.encode(value)
+            if self._trust.until <= self._now():
+                await self._tiers.get_ready()
             async with _Writing(self, "add", (key,)) as writing:
                 tokens = await self._remote.make_tag_tokens(names) if names else {}
                 if not await self._remote.add(key, self._tiers.envelope(payload, lifetime, tokens)):
@@ -831,7 +862,7 @@ class Cache:
         if plan is self._policy or not ahead(plan):
             try:  # the same hit path as in get()
                 value, fresh_until, _ = self._load_records[key]
-                if fresh_until > self._now():
+                if fresh_until > self._now() < self._trust.until:
                     self._counters.hits_near += 1
                     self._touch(key)
                     return value  # type: ignore[no-any-return]
@@ -1138,6 +1169,7 @@ class Cache:
         space = self._scope.space
         direct = space is not None and self._records is space.records and not ahead(rules.policy)
         return Hooks(
+            trust=None if self._shared.channel is None else self._trust,
             resolve=self._staircase.resolve,
             reload=self._staircase.reload,
             delete=self.delete,
@@ -1173,11 +1205,27 @@ class Cache:
         if state == "closed":
             self._shared.replay.recovered()
 
+    def _channel_changed(self, state: ChannelState, reason: Exception | None) -> None:
+        shared, counters = self._shared, self._shared.counters
+        if state == "armed":
+            counters.channel_restorations += counters.channel_losses > counters.channel_restorations
+            logger.info("%r tells of changes: near copies are kept until they end or change", shared.backend)
+        elif state == "lost":
+            counters.channel_losses += 1
+            logger.warning("%r may not tell of changes: its near tier is bypassed until it does", shared.backend)
+        elif state == "refused":
+            logger.warning("%r does not tell of changes: %s", shared.backend, reason)
+        if shared.observers and state in ("armed", "lost", "refused"):
+            emit(shared.observers, ChannelChanged(namespace="", key="", state=state, reason=reason))
+
     def stats(self) -> Stats:
         """Return the counters of this cache and all its views and functions, and the size of the near tier."""
-        stats, memory = self._counters.snapshot(replay_waiting=len(self._shared.replay)), self._shared.memory
+        stats = self._counters.snapshot(replay_waiting=len(self._shared.replay))
+        memory, channel = self._shared.memory, self._shared.channel
         if memory is None:
             return stats
+        if channel is not None and channel.state in ("armed", "lost"):
+            stats = replace(stats, coherence="tracking")
         return replace(stats, evictions=memory.evictions, near_entries=memory.entries, near_bytes=memory.bytes)
 
 

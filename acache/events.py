@@ -14,6 +14,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 __all__ = [
     "BackendFailed",
     "BreakerChanged",
+    "ChannelChanged",
     "Coalesced",
     "Counters",
     "DecodeFailed",
@@ -22,6 +23,7 @@ __all__ = [
     "FillRefused",
     "Hit",
     "Invalidated",
+    "InvalidationReceived",
     "KeptForReplay",
     "LoadFailed",
     "Loaded",
@@ -143,6 +145,24 @@ class BreakerChanged(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InvalidationReceived(Event):
+    """The far tier told of a change: of ``key``, of ``tag``, or, where both are empty, perhaps of everything."""
+
+    tag: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelChanged(Event):
+    """The near tier is kept coherent from now on (armed), or it was dropped and is bypassed (lost).
+
+    Refused: the far tier does not tell of changes, so near copies are bounded by time.
+    """
+
+    state: Literal["armed", "lost", "refused"]
+    reason: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KeptForReplay(Event):
     """A change that the far tier did not confirm is kept, and sent again when it answers."""
 
@@ -209,6 +229,12 @@ class Stats:
     """Those that never will: too many at a time, or the cache was closed."""
     replay_waiting: int = 0
     """Those that are kept now."""
+    invalidations_received: int = 0
+    """Changes that the far tier told of; scripts of this cache's own among them."""
+    channel_losses: int = 0
+    channel_restorations: int = 0
+    coherence: Literal["tracking"] | None = None
+    """How the near tier comes to know of others' changes; ``None``: not at all, so time bounds its copies."""
     near_entries: int = 0
     near_bytes: int = 0
     """Zero unless the near tier is bounded by bytes."""
@@ -228,7 +254,7 @@ class Stats:
         return self.hits / asked if asked else 0.0
 
 
-_GAUGES: Final = {"near_entries", "near_bytes", "replay_waiting"}
+_GAUGES: Final = {"near_entries", "near_bytes", "replay_waiting", "coherence"}
 _COUNTED: Final = tuple(field.name for field in fields(Stats) if field.name not in _GAUGES)
 
 
@@ -252,6 +278,9 @@ class Counters:
     replay_kept: int
     replayed: int
     replay_dropped: int
+    invalidations_received: int
+    channel_losses: int
+    channel_restorations: int
 
     def __init__(self) -> None:
         for name in _COUNTED:

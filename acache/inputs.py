@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
-from .backends.base import Backend, Cas
+from .backends.base import Backend, Cas, Track
 from .clock import Clock
 from .codecs import Codec
 from .errors import ConfigurationError, InvalidKey, short
 from .memory import Memory
 from .policy import Policy
 
-__all__ = ["check_delta", "check_lease", "check_loader", "check_parts", "several", "tag_names"]
+__all__ = [
+    "Coherence",
+    "check_coherence",
+    "check_delta",
+    "check_lease",
+    "check_loader",
+    "check_parts",
+    "several",
+    "tag_names",
+]
+
+Coherence: TypeAlias = Literal["auto", "tracking"]
+"""How the near tier comes to know what others change."""
 
 _LONGEST_TAG: Final = 1000
 _PARTS: Final[dict[str, tuple[type, str]]] = {
@@ -48,6 +60,22 @@ def check_lease(policy: Policy, backend: Backend | None) -> None:
             " leave lease out, or use another backend"
         )
     raise ConfigurationError(msg)
+
+
+def check_coherence(coherence: Coherence | None, backend: Backend | None, memory: Memory | None) -> None:
+    """Refuse what cannot be had."""
+    if coherence in (None, "auto"):
+        return
+    if coherence != "tracking":
+        msg = f'coherence={coherence!r}: pass "auto", "tracking" or None'
+        raise ConfigurationError(msg)
+    if memory is None:
+        msg = 'coherence="tracking" without a near tier has nothing to keep coherent: leave it out, or pass memory='
+        raise ConfigurationError(msg)
+    if not isinstance(backend, Track):
+        whose = "without a backend" if backend is None else f"over a {type(backend).__name__}"
+        msg = f'coherence="tracking": {whose} nobody tells of changes: leave it out, and time bounds near copies'
+        raise ConfigurationError(msg)
 
 
 def check_loader(loader: object) -> None:

@@ -118,6 +118,11 @@ class WireKeys:
         """What every wire key of the namespace begins with; ``""`` without one."""
         return self._prefix
 
+    @property
+    def surely_plain(self) -> int:
+        """Up to how many characters a user's key is never replaced by a digest."""
+        return 0 if self._printable else (self._short - 3) // 4
+
     def entry(self, key: str) -> str:
         """Return the wire key of a user's key."""
         prefix = self._prefix
@@ -155,6 +160,19 @@ class WireKeys:
     def lease(self, key: str) -> str:
         """Return the wire key of the lease on a user's key, which is the topic of its messages too."""
         return self._fit(self._internal(f"@lease:{key}"))
+
+    def meaning(self, wire: str) -> tuple[str | None, str | None]:
+        """Return the user's key that a wire key of this namespace belongs to, or the tag; neither for a digest."""
+        rest = wire[len(self._prefix) :]
+        if not self._prefix and rest.startswith("::"):
+            rest = rest[2:]
+            if rest[:1] != "@":
+                return rest, None
+        elif rest[:1] != "@" or not self._prefix:
+            return rest, None
+        if rest.startswith("@@"):
+            return rest[1:], None
+        return None, rest[5:] if rest.startswith("@tag:") else None
 
     def _internal(self, name: str) -> str:
         return f"{self._prefix or '::'}{name}"

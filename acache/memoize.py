@@ -18,6 +18,7 @@ from textwrap import indent
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 from .clock import Seconds
+from .coherence import Trust
 from .errors import ConfigurationError, InvalidKey, short
 from .events import Counters, Stats
 from .keys import Template, argument_text, arguments_text, check_key
@@ -169,6 +170,8 @@ class Hooks:
     now: Callable[[], float]
     space: Space | None
     """The near tier, if a hit takes no more than a look at it."""
+    trust: Trust | None
+    """Until when the near tier may answer, if that may end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -456,7 +459,7 @@ def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str,
 _HIT: Final = """
 try:
     {_}value, {_}until, {_}key{stored} = {_}shortcuts[{name}]
-    if {_}until > {_}now(){same}:
+    if {_}until > {_}now(){trusted}{same}:
         {_}counters.hits_near += 1
         {_}touch({_}key)
         return {_}value
@@ -505,6 +508,7 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
                 _=mark,
                 name=given[0] if len(given) == 1 else f"({', '.join(given)})",
                 stored="".join([f", {one}" for one in (*types, *cells)]),
+                trusted="" if hooks.trust is None else f" < {mark}trust.until",
                 same="".join([f" and {test}" for test in tests]),
             )
         return hit + _MISS.format(
@@ -518,6 +522,7 @@ def _compile(behind: _Behind) -> Callable[..., Any]:
         scope |= {
             f"{mark}shortcuts": behind.shortcuts,
             f"{mark}now": hooks.now,
+            f"{mark}trust": hooks.trust,
             f"{mark}counters": hooks.counters,
             f"{mark}touch": hooks.space.touch,
             f"{mark}no_shortcut": (KeyError, TypeError),

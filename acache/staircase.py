@@ -73,8 +73,8 @@ class _Attempt:
 
     @property
     def current(self) -> bool:
-        """Whether nothing in this process wrote the key or its tags since."""
-        return self.mark.intact and not any(cell.spoilt for cell in self.cells)
+        """Whether nothing that is known here changed the key or its tags since."""
+        return self.mark.fillable and not any(cell.spoilt for cell in self.cells)
 
 
 class Staircase:
@@ -175,6 +175,12 @@ class Staircase:
             return await self.reload(load)
         raise result.error.with_traceback(result.trace)
 
+    async def _begin(self, load: Load) -> _Attempt:
+        if self._tiers.trust.until <= self._now():
+            await self._tiers.get_ready(load.policy)
+        mark = self._scope.watch.open(load.key)
+        return _Attempt(load, mark, self._tiers.remote_for(load.policy), self._now())
+
     async def _fly(self, load: Load, flight: Flight) -> Any:
         """Steps 5 and 6: look at the near tier again, then at the far tier."""
         key, policy = load.key, load.policy
@@ -182,7 +188,7 @@ class Staircase:
         if record is not None and fresh_until_of(record) > self._now():
             # 1: a caller finds nothing and starts this flight. 2: set() stores a value. 3: this flight begins.
             return self._tiers.value_of(record, load.type)
-        attempt = _Attempt(load, self._scope.watch.open(key), self._tiers.remote_for(policy), self._now())
+        attempt = await self._begin(load)
         try:
             if attempt.remote is None:
                 if record is not None:
@@ -308,7 +314,7 @@ class Staircase:
 
     async def _fly_again(self, load: Load, record: Record | None, flight: Flight) -> Any:
         """Load although there may be a fresh value: of what is there, only the version matters."""
-        attempt = _Attempt(load, self._scope.watch.open(load.key), self._tiers.remote_for(load.policy), self._now())
+        attempt = await self._begin(load)
         attempt.served = True  # what was there was fresh: this is no miss
         try:
             if attempt.remote is not None:
@@ -363,6 +369,7 @@ class Staircase:
         attempt.heard = self._scope.tags.listen()
         load.counters.loads += 1
         started = self._now()
+        attempt.mark.loading = True
         try:
             value = await self._run_softly(attempt, flight)
         except NotLoaded:
@@ -441,6 +448,7 @@ class Staircase:
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
             filled = False
             if self._now() - attempt.looked_at <= FILL_WITHIN:
+                attempt.mark.loading = False
                 try:
                     filled = await remote.fill(load.key, envelope, attempt.version, epoch=attempt.epoch)
                     if filled and not remote.guarded and not attempt.current:
@@ -461,7 +469,8 @@ class Staircase:
         load_time = took if load.policy.early_refresh else 0.0
         if remote is not None:
             lifetime = until_due(lifetime, lifetime, load.policy)
-        self._tiers.keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
+        if attempt.mark.intact:
+            self._tiers.keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
         self._notes.stored(load.key, lifetime)
 
     async def _take_late_tags(self, attempt: _Attempt, late: tuple[str, ...]) -> bool:

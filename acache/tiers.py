@@ -7,30 +7,32 @@ Here stands how a value gets into and out of each tier; when it does is the busi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from .backends.base import Backend
+from .backends.base import Backend, KeyLimits
 from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
-from .coherence import TagCell, Tags
+from .coherence import Channel, TagCell, Tags, Trust
 from .entry import BARELY_FRESH, Envelope, new_token, opener
 from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
-from .events import Counters, Observer, Operation
+from .events import Counters, InvalidationReceived, Observer, Operation, emit
+from .keys import WireKeys
 from .loading import Flights, Watch
-from .memory import Cause, Dates, Memory, Record, Space, Terms, extra_of, fresh_until_of, make_record
+from .memory import Cause, Dates, Memory, Record, Terms, extra_of, fresh_until_of, make_record
 from .notes import Notes
 from .policy import Policy
 from .remote import Breaker, Remote, Seen
 from .replay import Replay, Slot
 
-__all__ = ["MISS", "Extra", "Received", "Scope", "Shared", "Tiers", "until_due"]
+__all__ = ["MISS", "NEAR_TTL", "Extra", "Received", "Scope", "Shared", "Tiers", "until_due"]
 
 NEAR_TTL: Final = 5.0
-"""Seconds for which a near copy of a far entry is trusted: the bound on how long a change by another process goes
-unseen.  ``Memory(ttl=...)`` sets another."""
+"""Seconds for which a near copy of a far entry is trusted where nobody tells of changes: the bound on how long that of
+another process goes unseen.  ``Memory(ttl=...)`` sets another."""
+_MOST_DIGESTS: Final = 1000
 MISS: Final[Any] = object()
 _REPLAYED: Final[Mapping[str, Operation]] = {
     "set": "set",
@@ -63,10 +65,23 @@ class Received(NamedTuple):
 class Scope:
     """What the views of one namespace share."""
 
-    __slots__ = ("backoffs", "batches", "flights", "house", "space", "tags", "watch")
+    __slots__ = (
+        *("_counters", "_digests", "_keys", "_namespace", "_observers", "_surely_plain"),
+        *("backoffs", "batches", "flights", "house", "space", "tags", "trust", "watch"),
+    )
 
-    def __init__(self, space: Space | None) -> None:
-        self.space: Final = space
+    def __init__(self, namespace: str, shared: Shared) -> None:
+        backend, memory = shared.backend, shared.memory
+        self._namespace: Final = namespace
+        self._counters: Final = shared.counters
+        self._observers: Final = shared.observers
+        limits = getattr(backend, "key_limits", KeyLimits())
+        self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
+        self._surely_plain: Final = self._keys.surely_plain
+        self._digests: Final[dict[str, str]] = {}
+        """The users' keys by their wire keys, of those near copies whose wire keys do not tell."""
+        self.trust: Final = Trust(shared.near_ttl)
+        self.space: Final = None if memory is None else memory.space(namespace)
         self.flights: Final = Flights()
         self.watch: Final = Watch()
         self.tags: Final = Tags()
@@ -76,6 +91,62 @@ class Scope:
         """The calls of batch loaders under way."""
         self.house: Final = new_token()
         """What the leases of these flights have in common."""
+
+    def changed(self, wires: Sequence[str] | None) -> None:
+        """See `Member.changed`."""
+        if wires is None:
+            for marked in tuple(self.watch.marks):
+                self._forget(marked)
+            self.tags.spoil_all()
+            if self.space is not None:
+                self.space.clear()
+            self._received("", "")
+            return
+        for wire in wires:
+            name, tag = self._keys.meaning(wire)
+            if tag is not None:
+                self.flights.forget_tagged((tag,))
+                self.tags.spoil((tag,))
+                self._received("", tag)
+            elif (key := name or self._of_digest(wire)) is not None:
+                self._forget(key)
+                if self.space is not None:
+                    self.space.pop(key)
+                self._received(key, "")
+
+    def _forget(self, key: str) -> None:
+        if self.watch.told(key):
+            self.flights.forget(key)
+
+    def _received(self, key: str, tag: str) -> None:
+        self._counters.invalidations_received += 1
+        if self._observers:
+            emit(self._observers, InvalidationReceived(namespace=self._namespace, key=key, tag=tag))
+
+    def _of_digest(self, wire: str) -> str | None:
+        if (key := self._digests.pop(wire, None)) is not None:
+            return key
+        being_read = [key for key in self.watch.marks if len(key) > self._surely_plain]
+        return next((key for key in being_read if self._keys.entry(key) == wire), None)
+
+    def note_digest(self, key: str) -> None:
+        """Take note of a key that is put near, if a message about it would not spell it out."""
+        if len(key) <= self._surely_plain or self.space is None or (wire := self._keys.entry(key)).endswith(key):
+            return
+        if len(self._digests) >= _MOST_DIGESTS:
+            near = [item for item in self._digests.items() if item[1] in self.space.records]
+            for _, oldest in near[: max(0, len(near) - _MOST_DIGESTS // 2)]:
+                self.space.pop(oldest)
+            self._digests.clear()
+            self._digests.update(near[-(_MOST_DIGESTS // 2) :])
+        self._digests[wire] = key
+
+    def drop(self) -> None:
+        """See `Member.drop`."""
+        self.watch.distrust()
+        self._digests.clear()
+        if self.space is not None:
+            self.space.clear()
 
     async def aclose(self) -> None:
         """End every load, and wait until they have ended."""
@@ -102,14 +173,18 @@ class Shared:
     replay: Replay
     scopes: dict[str, Scope]
     functions: set[tuple[str, str]]
+    near_ttl: float
+    """Seconds for which a near copy is kept where nobody tells of changes."""
+    channel: Channel | None = None
     closed: bool = False
 
     def scope(self, namespace: str) -> Scope:
         """Return the one of this namespace."""
         scope = self.scopes.get(namespace)
         if scope is None:
-            space = None if self.memory is None else self.memory.space(namespace)
-            scope = self.scopes[namespace] = Scope(space)
+            scope = self.scopes[namespace] = Scope(namespace, self)
+            if self.channel is not None:
+                self.channel.add(f"{namespace}::" if namespace else "", scope)
         return scope
 
 
@@ -123,7 +198,6 @@ class Tiers:
         "given_codec",
         "isolated",
         "namespace",
-        "near_ttl",
         "notes",
         "now",
         "policy",
@@ -131,6 +205,7 @@ class Tiers:
         "scope",
         "shared",
         "space",
+        "trust",
     )
 
     def __init__(self, shared: Shared, namespace: str, codec: Codec | None, policy: Policy) -> None:
@@ -141,6 +216,7 @@ class Tiers:
         self.policy: Final = policy
         self.scope: Final = shared.scope(namespace)
         self.space: Final = self.scope.space
+        self.trust: Final = self.scope.trust
         self.now: Final = shared.clock.monotonic
         self.isolated: Final = memory is not None and memory.isolate
         touch: Callable[[str], object] = _nothing if self.space is None else self.space.touch
@@ -149,8 +225,6 @@ class Tiers:
         self._quick: Quick | None = None
         self._remotes: Final[dict[float, Remote]] = {}
         self.remote: Final = self.remote_for(policy)
-        near_ttl = FOREVER if memory is None else memory.ttl
-        self.near_ttl: Final = NEAR_TTL if self.remote is not None and near_ttl == FOREVER else near_ttl
         if memory is not None:
             memory.keep_stale = max(memory.keep_stale, policy.stale_for)
 
@@ -166,6 +240,16 @@ class Tiers:
         if self.shared.closed:
             msg = "this cache was closed: open it again with `async with`, or build a new one"
             raise CacheClosed(msg)
+
+    async def get_ready(self, policy: Policy | None = None) -> None:
+        """Have the near tier trusted, if it is not and can be; before something is read or written that goes near.
+
+        Raises:
+            BackendRefused: the far tier does not tell of changes, and the cache insists.
+        """
+        channel = self.shared.channel
+        if channel is not None and not self.shared.closed:
+            await channel.wake((policy or self.policy).backend_timeout)
 
     def forget(self, key: str) -> None:
         """Keep what is being loaded or read under ``key`` at this moment from being stored."""
@@ -188,7 +272,7 @@ class Tiers:
         if self.space is None:
             return None
         record = self.space.records.get(key)
-        if record is None:
+        if record is None or self.trust.until <= self.now():
             return None
         extra = extra_of(record)
         if extra is not None and any(cell.spoilt for cell in extra.cells):
@@ -241,9 +325,11 @@ class Tiers:
 
     def put(self, key: str, form: Any, lifetime: float, extra: Extra | None, now: float) -> None:
         """Put near what `form` made of a value."""
-        if self.space is None or self.shared.closed:
+        if self.space is None or self.shared.closed or self.trust.until <= now:
             return
-        lifetime = min(lifetime, self.near_ttl)
+        if self.shared.channel is not None:
+            self.scope.note_digest(key)
+        lifetime = min(lifetime, self.trust.longest)
         self.space.put(key, make_record(form, self.terms(lifetime, extra, now)), now)
 
     def terms(self, lifetime: float, extra: Extra | None, now: float) -> Terms:

@@ -11,10 +11,13 @@ from .base import (
     Clear,
     Counter,
     KeyLimits,
+    Listener,
     Notify,
     Scan,
     Stream,
     Touch,
+    Track,
+    Tracking,
 )
 from .layered import LayeredBackend
 from .memory import MemoryBackend
@@ -29,10 +32,13 @@ __all__ = [
     "Counter",
     "KeyLimits",
     "LayeredBackend",
+    "Listener",
     "MemoryBackend",
     "Notify",
     "NullBackend",
     "Scan",
     "Stream",
     "Touch",
+    "Track",
+    "Tracking",
 ]

@@ -35,10 +35,13 @@ __all__ = [
     "Clear",
     "Counter",
     "KeyLimits",
+    "Listener",
     "Notify",
     "Scan",
     "Stream",
     "Touch",
+    "Track",
+    "Tracking",
     "Version",
     "batch_error",
     "check_key",
@@ -202,6 +205,54 @@ class Notify(Protocol):
 
         Waiting for the next one may be cancelled and begun anew.  Where some may have been missed (a lost connection,
         or a subscriber too slow), the iterator raises `BackendUnavailable`, and ends: subscribe again, then look.
+        """
+        ...
+
+
+class Listener(Protocol):
+    """Who is told of changes.  Called synchronously on the event loop, in the order in which the engine told."""
+
+    def changed(self, keys: Sequence[str] | None, /) -> object:
+        """These keys were written, removed, or have ended; ``None``: any key may have been."""
+        ...
+
+    def lost(self) -> object:
+        """Changes may go untold from now on, until the next `Tracking.check` that began after this has returned."""
+        ...
+
+
+class Tracking(Protocol):
+    """A listener's ear at an engine."""
+
+    @property
+    def backend(self) -> Backend:
+        """The same entries.  What is written through it is the listener's own, and need not be told.
+
+        Its ``aclose`` ends the tracking too, and closes the backend that was asked to `Track`.
+        """
+        ...
+
+    async def check(self, prefixes: Sequence[str], /) -> None:
+        """Have the listener told of every change to a key that begins with one of ``prefixes``; connect where needed.
+
+        When it returns, and `Listener.lost` was not called meanwhile, every change that was made since the last loss
+        and before this call has been told, and those that come will be.
+
+        Raises:
+            BackendRefused: the engine does not allow it, or cannot.
+            BackendError: it could not be reached.
+        """
+        ...
+
+
+@runtime_checkable
+class Track(Protocol):
+    """Changes told by the engine itself, whoever made them: other programs, expiry and eviction among them."""
+
+    def track(self, listener: Listener, /) -> Tracking:
+        """Return an ear for ``listener``; nothing connects before its first `Tracking.check`.
+
+        Only a weak reference to the listener is kept.
         """
         ...
 

@@ -8,6 +8,14 @@ The race it settles, in one process::
 L opens a mark before it looks; D breaks every open mark of the key, both before it goes to the far tier (a load that
 comes back now would be overwritten, one that comes back later would not) and after (a read that began meanwhile may
 have seen the old value); L stores only under an intact mark.
+
+What the far tier tells of others' changes breaks marks too, but keeps a load from its fill only while the loader runs::
+
+    L: looks, the far tier finds that the entry has ended, and tells that before or after it answers "nothing"
+    L: .......... calls the loader ........... fills by compare-and-set; the far tier tells of that, too
+
+Around the look and the fill the far tier's own comparison decides.  In between, a change that it cannot tell from
+"never there", such as another program's plain removal, makes what is being loaded old.
 """
 
 from __future__ import annotations
@@ -20,11 +28,20 @@ __all__ = ["Mark", "Watch"]
 class Mark:
     """One reader's or writer's note about a key."""
 
-    __slots__ = ("intact", "writer")
+    __slots__ = ("fillable", "intact", "loading", "writer")
 
     def __init__(self, *, writer: bool = False) -> None:
         self.intact = True
+        """Whether nobody changed the key, as far as anybody here could know: the value may be kept near."""
+        self.fillable = True
+        """Whether a loaded value may be offered to the far tier."""
+        self.loading = False
+        """Whether it is between the look at the far tier and the fill."""
         self.writer: Final = writer
+
+    def break_(self) -> None:
+        """Note that this process changed the key."""
+        self.intact = self.fillable = False
 
 
 class Watch:
@@ -50,7 +67,7 @@ class Watch:
         mark = Mark(writer=True)
         marks = self.marks.setdefault(key, set())
         for other in marks:
-            other.intact = False
+            other.break_()
             if other.writer:
                 mark.intact = False
         marks.add(mark)
@@ -62,7 +79,7 @@ class Watch:
         marks.discard(mark)
         if mark.writer:
             for other in marks:
-                other.intact = False
+                other.break_()
         if not marks:
             del self.marks[key]
 
@@ -70,9 +87,24 @@ class Watch:
         """Break every mark: the whole namespace was written."""
         for marks in self.marks.values():
             for mark in marks:
-                mark.intact = False
+                mark.break_()
 
     def break_key(self, key: str) -> None:
         """Break the marks of a key that was written in one step, with no far tier to wait for."""
         for mark in self.marks.get(key, ()):
+            mark.break_()
+
+    def told(self, key: str) -> bool:
+        """Take note that the far tier told of a change of ``key``; return whether it makes a load old."""
+        old = False
+        for mark in self.marks.get(key, ()):
             mark.intact = False
+            if mark.loading:
+                mark.fillable, old = False, True
+        return old
+
+    def distrust(self) -> None:
+        """Keep everything that is being read or loaded from the near tier: changes may have gone untold."""
+        for marks in self.marks.values():
+            for mark in marks:
+                mark.intact = False

@@ -8,12 +8,13 @@ stored under its key as it is, so other programs can read it.
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Generic, Self, TypeVar, cast
 
 from ...errors import (
     AcacheError,
@@ -24,16 +25,19 @@ from ...errors import (
     KeyMissing,
     ValueTooLarge,
 )
-from ..base import KeyLimits, Version, batch_error, check_key, check_value
+from ..base import KeyLimits, Listener, Version, batch_error, check_key, check_value
 from . import stream
 from .address import parse
 from .body import is_unfinished
 from .client import Client, carry, connect, is_movable
 from .notify import Subscriptions
 from .scripts import INCREMENT, SET_IF, SWAP, run
+from .tracking import Audience
 from .transport import Argument, Command, Transport, WrongType
 
 __all__ = ["RedisBackend"]
+
+_B = TypeVar("_B", bound="RedisBackend")
 
 _LONGEST_MS: Final = 10**15
 _FEWEST_INT, _MOST_INT = -(2**63), 2**63 - 1
@@ -65,6 +69,8 @@ class RedisBackend:
         self._movable = movable
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subscriptions: Subscriptions | None = None
+        self._origin: RedisBackend | None = None
+        """What this one was copied from, to be closed with it."""
 
     @classmethod
     def from_url(
@@ -141,11 +147,15 @@ class RedisBackend:
         """Close the connections, if they were opened here."""
         transport, self._current = self._current, None
         subscriptions, self._subscriptions = self._subscriptions, None
-        if self._loop is asyncio.get_running_loop():
-            if subscriptions is not None:
-                await subscriptions.aclose()
-            if transport is not None:
-                await transport.aclose()
+        try:
+            if self._loop is asyncio.get_running_loop():
+                if subscriptions is not None:
+                    await subscriptions.aclose()
+                if transport is not None:
+                    await transport.aclose()
+        finally:
+            if self._origin is not None:
+                await self._origin.aclose()
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
@@ -313,6 +323,23 @@ class RedisBackend:
             self._subscriptions = Subscriptions(transport.open_feed)
         return self._subscriptions.subscribe(name)
 
+    # Track ----------------------------------------------------------------------------------------------------------
+
+    def track(self, listener: Listener, /) -> RedisTracking[Self]:
+        """See `Track.track`; ``CLIENT TRACKING`` in broadcast mode."""
+        return RedisTracking(self._copy(), listener)
+
+    def _copy(self) -> Self:
+        """Return a backend like this one, with connections of its own.
+
+        A server cannot tell who of those on one connection wrote, so whoever is not to be told of his own writes needs
+        one that nobody else uses.
+        """
+        twin = copy.copy(self)
+        twin._begin(self._build, movable=self._movable)  # noqa: SLF001 - its own class
+        twin._origin = self  # noqa: SLF001
+        return twin
+
     # The transport --------------------------------------------------------------------------------------------------
 
     def _transport(self) -> Transport:
@@ -360,6 +387,19 @@ class RedisBackend:
 
     def _checked(self, data: bytes) -> bytes:
         return check_value(data, self.value_limit, "Redis")
+
+
+class RedisTracking(Generic[_B]):
+    """See `Tracking`."""
+
+    def __init__(self, backend: _B, listener: Listener) -> None:
+        self.backend: Final = backend
+        self._audience: Final = Audience(listener)
+
+    async def check(self, prefixes: Sequence[str], /) -> None:
+        """See `Tracking.check`."""
+        transport = self.backend._transport()  # noqa: SLF001 - two halves of one
+        await transport.track(self._audience, [prefix.encode() for prefix in prefixes])
 
 
 def _failure(error: AcacheError) -> BackendError:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
@@ -23,6 +23,7 @@ from ...errors import (
 from .address import Address
 from .lines import Line, Lines, Lost
 from .resp import make_reader, pack
+from .tracking import Audience, RefusedByServer, Tracks
 from .transport import MOST_KEYS, Argument, Command, Feed, Transport, UnknownScript, WrongType
 
 try:
@@ -158,6 +159,21 @@ class PoolTransport:
         # Where the pool has no connection left, it raises: whoever comes then waits here.
         self._free: Final = asyncio.Semaphore(client.connection_pool.max_connections)
         self._under_way: Final = _UnderWay()
+        self._tracks: Final = Tracks(self._masters)
+        self._tellers = self._lines_of_tellers()
+
+    def _lines_of_tellers(self) -> Lines:
+        """Return connections beside the pool: messages answer no command of the pool's."""
+        pool = self._client.connection_pool
+        make = partial(pool.connection_class, **{**pool.connection_kwargs, "protocol": 3})
+        return Lines(partial(_open_line, make, self.place, self._tracks.heard))
+
+    async def _masters(self, _: bool) -> Mapping[str, Lines]:  # noqa: FBT001 - as that of a cluster
+        return {self.place: self._tellers}
+
+    async def track(self, audience: Audience, prefixes: Collection[bytes]) -> None:
+        """See `Transport.track`."""
+        await _tracked(self._tracks.check(audience, prefixes))
 
     @property
     def place(self) -> str:
@@ -214,6 +230,7 @@ class PoolTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+        await self._tellers.aclose()
         if self._owned:
             await self._under_way.end()
             await self._client.aclose(close_connection_pool=True)
@@ -231,7 +248,10 @@ class SharedTransport(PoolTransport):
 
     def __init__(self, client: aioredis.Redis, *, place: str = "", owned: bool = False) -> None:
         super().__init__(client, place=place, owned=owned)
-        self._lines: Final = Lines(partial(_open_line, client.connection_pool.make_connection, self.place))
+        make = client.connection_pool.make_connection
+        self._lines: Final = Lines(partial(_open_line, make, self.place, self._tracks.heard))
+        if not _is_resp2(client.connection_pool):
+            self._tellers = self._lines
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
@@ -287,6 +307,28 @@ class ClusterTransport:
         self._free: Final[dict[str, asyncio.Semaphore]] = {}
         """By node, the connections that may still be used; where the client has none left, it raises."""
         self._under_way: Final = _UnderWay()
+        self._tracks: Final = Tracks(self._masters, in_cluster=True)
+        self._tellers: Final[dict[str, Lines]] = {}
+
+    async def _masters(self, again: bool) -> Mapping[str, Lines]:  # noqa: FBT001 - called by position
+        with self._under_way:
+            await self._client.initialize()
+            if again:
+                await self._read_map()
+        return {node.name: self._teller(node) for node in self._client.get_primaries()}
+
+    def _teller(self, node: ClusterNode) -> Lines:
+        """Return connections beside the pool of a node."""
+        lines = self._tellers.get(node.name)
+        if lines is None:
+            self._under_way.check()
+            make = partial(node.connection_class, **{**node.connection_kwargs, "protocol": 3})
+            lines = self._tellers[node.name] = Lines(partial(_open_line, make, node.name, self._tracks.heard))
+        return lines
+
+    async def track(self, audience: Audience, prefixes: Collection[bytes]) -> None:
+        """See `Transport.track`."""
+        await _tracked(self._tracks.check(audience, prefixes))
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
@@ -382,6 +424,9 @@ class ClusterTransport:
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""
+        self._under_way.closed = True
+        for lines in self._tellers.values():
+            await lines.aclose()
         await self._under_way.end()
         if self._owned:
             await self._client.aclose()
@@ -476,6 +521,7 @@ class ClusterTransport:
             await self._client.nodes_manager.initialize()
         except _FAILURES:
             return
+        self._tracks.moved([node.name for node in self._client.get_primaries()])
 
 
 class SharedClusterTransport(ClusterTransport):
@@ -492,6 +538,9 @@ class SharedClusterTransport(ClusterTransport):
             await lines.aclose()
         await super().aclose()
 
+    def _teller(self, node: ClusterNode) -> Lines:
+        return super()._teller(node) if _is_resp2(node) else self._lines_to(node)
+
     async def _say(self, node: ClusterNode, command: Command) -> Any:
         return await self._lines_to(node).call(pack(command), again=command[0] in _READS)
 
@@ -503,7 +552,7 @@ class SharedClusterTransport(ClusterTransport):
         if lines is None:
             self._under_way.check()
             make = partial(node.connection_class, **node.connection_kwargs)
-            lines = self._lines[node.name] = Lines(partial(_open_line, make, node.name))
+            lines = self._lines[node.name] = Lines(partial(_open_line, make, node.name, self._tracks.heard))
         return lines
 
 
@@ -547,7 +596,9 @@ async def _open_feed(make: Callable[[], Any]) -> Feed:
     return PackageFeed(connection)
 
 
-async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Line], object]) -> Line:
+async def _open_line(
+    make: Callable[[], Any], place: str, on_push: Callable[[Any], object], on_long: Callable[[Line], object]
+) -> Line:
     """Let the package connect and log in, and take the connection over."""
     connection = make()
     try:
@@ -568,6 +619,7 @@ async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Lin
         make_reader(BaseParser.parse_error),
         timeout=connection.socket_timeout or _PATIENCE,
         place=place,
+        on_push=on_push,
         on_long=on_long,
         keep=writer,
     )
@@ -576,6 +628,24 @@ async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Lin
     if transport.is_closing():  # the other side ended it before there was a protocol to tell
         line.close()
     return line
+
+
+async def _tracked(checking: Awaitable[None]) -> None:
+    try:
+        await checking
+    except RefusedByServer as refusal:
+        error = refusal.__cause__
+        if isinstance(error, exceptions.ConnectionError):  # a server that is loading its data, say
+            raise _translated(error) from error
+        msg = f"Redis refused CLIENT TRACKING: {error}"
+        raise BackendRefused(msg) from error
+    except AcacheError:
+        raise
+    except _FAILURES as error:
+        if type(error) is exceptions.ResponseError:  # of a server or a proxy that has no RESP3
+            msg = f"Redis refused a connection for messages: {error}"
+            raise BackendRefused(msg) from error
+        raise _translated(error) from error
 
 
 def _to_server(_: Address, options: dict[str, Any], multiplex: bool) -> Transport:  # noqa: FBT001 - as all three
@@ -616,6 +686,11 @@ def _for_many_servers(options: dict[str, Any]) -> bool:
 
 def _places(address: Address) -> str:
     return ",".join(f"{host}:{port}" for host, port in address.hosts)
+
+
+def _is_resp2(source: ClusterNode | aioredis.ConnectionPool) -> bool:
+    """Tell whether connections speak the protocol in which there are no messages between the replies."""
+    return source.connection_kwargs.get("protocol") in (2, "2")
 
 
 def _parts(items: list[T]) -> list[list[T]]:

@@ -375,6 +375,14 @@ class Lines:
             raise
         return [future.exception() or future.result() for future in futures]
 
+    async def first(self) -> Line:
+        """Return the line of the small commands."""
+        while True:
+            self._lines = [line for line in self._lines if not line.closed]
+            if self._lines:
+                return self._lines[0]
+            await self._open()
+
     async def _line(self, size: int, *, long: bool = False) -> Line:
         lines = self._lines
         large = long or size >= _LARGE

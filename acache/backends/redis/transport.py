@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from typing import Any, Protocol, TypeAlias
+from collections.abc import AsyncIterator, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ...errors import DecodeError
+
+if TYPE_CHECKING:
+    from .tracking import Audience
 
 __all__ = ["MOST_KEYS", "Argument", "Command", "Feed", "Transport", "UnknownScript", "WrongType"]
 
@@ -82,6 +85,10 @@ class Transport(Protocol):
 
     async def open_feed(self) -> Feed:
         """Connect, and return the connection; whoever asked for it closes it.  In a cluster, to any of its nodes."""
+        ...
+
+    async def track(self, audience: Audience, prefixes: Collection[bytes]) -> None:
+        """Tell an audience of changes; see `Tracking.check`."""
         ...
 
     async def aclose(self) -> None:
