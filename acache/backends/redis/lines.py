@@ -112,13 +112,25 @@ class Line(asyncio.Protocol):
             again: it changes nothing, and may be sent a second time.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        if self._waiting and self._flushing and not self.closed:
-            # The path of all but the first of a loop turn.
-            self._waiting.append((future, command if again else None))
-            self._out.append(command)
-            self._out_bytes += len(command)
-        else:
-            self._put(future, command, command if again else None)
+        self._put(future, command, command if again else None)
+        return future
+
+    def begin(self, command: bytes, *, again: bool) -> asyncio.Future[Any] | None:
+        """Do as `send` where nothing stands in the way, which is nearly always; else ``None``.
+
+        All of it stands here, once more, because every call on the way would cost as much as a part of it.
+        """
+        if self.closed or self.busy or self._paused or self._queue or self._out_bytes > _HIGH_WATER:
+            return None
+        if not self._waiting:
+            return self.send(command, again=again)
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        self._waiting.append((future, command if again else None))
+        self._out.append(command)
+        self._out_bytes += len(command)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
         return future
 
     def _put(self, future: asyncio.Future[Any], command: bytes, again: bytes | None) -> None:
@@ -198,18 +210,13 @@ class Line(asyncio.Protocol):
             self._reader.feed(data)
             while (reply := gets()) is not INCOMPLETE:
                 self._under_way = 0
-                if type(reply) is Push:
-                    if self._on_push is not None:
-                        self._on_push(reply)
+                if type(reply) is bytes:  # nearly all of them; without a call for each
+                    future, _ = waiting.popleft()
+                    answered = True
+                    if not future.done():
+                        future.set_result(reply)
                     continue
-                future, _ = waiting.popleft()
-                answered = True
-                if future.done():
-                    continue
-                if isinstance(reply, Exception):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
+                answered |= self._take(reply)
         except Exception as error:  # noqa: BLE001 - not RESP, or a reply to nothing: what comes now belongs to nobody
             self._end(error)
             return
@@ -224,6 +231,20 @@ class Line(asyncio.Protocol):
             self.busy = True
             if self._on_long is not None:
                 self._on_long(self)
+
+    def _take(self, reply: Any) -> bool:
+        """Pass a reply of any kind on; tell whether it answers a command."""
+        if type(reply) is Push:
+            if self._on_push is not None:
+                self._on_push(reply)
+            return False
+        future, _ = self._waiting.popleft()
+        if not future.done():
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+        return True
 
     def _look(self) -> None:
         """End a connection on which nothing moves while somebody waits."""
@@ -330,16 +351,12 @@ class Lines:
         self._closed = False
 
     def begin(self, command: bytes, *, again: bool) -> asyncio.Future[Any] | None:
-        """Send a command at once, if nothing stands in its way; ``None`` if it takes a `call`.
+        """Send a command at once, where nothing stands in the way; return its reply, or ``None``: then `call`.
 
         Whoever gets `Lost` from it asks `call` to go on.
         """
-        # The path of most commands: a small one over the first line, which is open and has room.
-        lines = self._lines
-        if lines:
-            line = lines[0]
-            if not (line.closed or line.busy or line.crowded or len(command) >= _LARGE or command in self._long):
-                return line.send(command, again=again)
+        if self._lines and len(command) < _LARGE and not (self._long and command in self._long):
+            return self._lines[0].begin(command, again=again)
         return None
 
     async def call(self, command: bytes, *, again: bool = False, lost: Lost | None = None) -> Any:
