@@ -1,7 +1,8 @@
 """`RedisBackend`: what each operation says to Redis or Valkey, and what the replies mean.
 
 Commands sent: GET, SET (PX, NX), UNLINK, MGET, EXISTS, PEXPIRE, PERSIST, PTTL, SCAN, and EVALSHA/EVAL of scripts on one
-key; for bodies in chunks HSET, HMGET, GETRANGE and COPY; PUBLISH, and on a connection of its own SUBSCRIBE.  A value is
+key; for bodies in chunks HSET, HMGET, GETRANGE and COPY; for long values WATCH, STRLEN, GETRANGE, MULTI, EXEC and
+UNWATCH, without whose permission they come in one piece; PUBLISH, and on a connection of its own SUBSCRIBE.  A value is
 stored under its key as it is, so other programs can read it.
 """
 

@@ -11,10 +11,12 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 from ...errors import BackendTimeout, BackendUnavailable
+from .pieces import read_in_pieces
 from .resp import INCOMPLETE, Push, Reader
 
 __all__ = ["Line", "Lines", "Lost"]
@@ -27,6 +29,7 @@ _LONG: Final = 1 << 20
 """Bytes of a reply under way that holds up others."""
 _MOST_REMEMBERED: Final = 1000
 """Commands whose last reply was long."""
+_GET: Final = b"*2\r\n$3\r\nGET\r\n$"
 _LONGEST_PAUSE: Final = 1.0
 _ATTEMPTS: Final = 3
 
@@ -339,6 +342,9 @@ class Lines:
         self._lines: list[Line] = []
         self._long: Final[dict[bytes, None]] = {}
         """Commands whose last reply was long, the oldest first."""
+        self._lone: Line | None = None
+        """Beside the others, for long values in pieces, of which one has the line to itself."""
+        self._lone_turn: Final = asyncio.Lock()
         self._opening: asyncio.Task[Line] | None = None
         self._newest: Line | None = None
         """The last one that was opened, until it is known whether it was of any use."""
@@ -364,6 +370,8 @@ class Lines:
 
         What was not sent when its connection was lost is sent over another; what was, only if it may be sent ``again``.
         """
+        if command in self._long and command.startswith(_GET) and (data := await self._in_pieces(command)) is not None:
+            return data
         for _ in range(_ATTEMPTS):
             if lost is not None:
                 if lost.sent and not again:
@@ -375,6 +383,26 @@ class Lines:
             except Lost as error:
                 lost = error
         raise lost or AssertionError  # for the type checker
+
+    async def _in_pieces(self, command: bytes) -> bytes | None:
+        """Return the long reply to a GET; ``None`` if it has to be asked for in one piece."""
+        key = command[command.index(b"\r\n", len(_GET)) + 2 : -2]
+        async with self._lone_turn:
+            try:
+                if self._lone is None or self._lone.closed:
+                    line = await self._connect(_nothing)
+                    if self._closed:
+                        line.close()
+                        return None
+                    self._lone = line
+                data = await read_in_pieces(partial(self._lone.send, again=False), key, least=_LONG)
+            except BackendTimeout:
+                raise
+            except Exception:  # noqa: BLE001 - no connection, no permission: the usual way will tell, if it is none
+                data = None
+        if data is None:
+            self._long.pop(command, None)  # the next reply tells
+        return data
 
     async def call_many(self, commands: Sequence[bytes]) -> list[Any]:
         """Send commands one right after the other; return the reply or the error of each."""
@@ -497,6 +525,10 @@ class Lines:
         self._retired_at = now
         for line in self._lines:
             line.retire()
+        if self._lone is not None:
+            self._lone.retire()
+            self._retired.append(self._lone)
+            self._lone = None
         self._retired = [line for line in (*self._retired, *self._lines) if not line.gone.done()]
         self._lines = []
 
@@ -510,12 +542,16 @@ class Lines:
             if tasks:
                 await asyncio.wait(tasks)
         finally:
-            lines = [*self._lines, *self._retired]
+            lines = [*self._lines, *self._retired, *([self._lone] if self._lone is not None else [])]
             self._lines, self._retired = [], []
             for line in lines:
                 line.close()
         if lines:
             await asyncio.wait([line.gone for line in lines], timeout=_LONGEST_PAUSE)
+
+
+def _nothing(_: object) -> None:
+    """Take no notice."""
 
 
 def _look_at(task: asyncio.Task[Line]) -> None:
