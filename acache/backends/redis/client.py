@@ -606,10 +606,15 @@ async def _open_line(make: Callable[[], Any], place: str, on_long: Callable[[Lin
         on_long=on_long,
         keep=writer,
     )
+    ended = transport.is_closing()  # by the other side, before there was a protocol to tell
+    if not ended:
+        transport.pause_reading()  # uvloop asks only when it begins to read whether the protocol has its own buffer
     transport.set_protocol(line)
     line.connection_made(transport)
-    if transport.is_closing():  # the other side ended it before there was a protocol to tell
+    if ended:
         line.close()
+    else:
+        transport.resume_reading()
     return line
 
 

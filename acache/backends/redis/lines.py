@@ -25,6 +25,8 @@ _HIGH_WATER: Final = 1 << 20
 """Bytes of one loop turn, above which further callers wait until they have left."""
 _LARGE: Final = 1 << 16
 """Bytes of a command that would hold up small ones."""
+_MOST_AT_ONCE: Final = 1 << 18
+"""Bytes received in one turn of the loop."""
 _LONG: Final = 1 << 20
 """Bytes of a reply under way that holds up others."""
 _MOST_REMEMBERED: Final = 1000
@@ -41,7 +43,7 @@ class Lost(BackendUnavailable):
     """Whether the command may have been carried out."""
 
 
-class Line(asyncio.Protocol):
+class Line(asyncio.BufferedProtocol):
     """One connection, and those who wait for its replies.
 
     Args:
@@ -71,6 +73,7 @@ class Line(asyncio.Protocol):
         self._on_push: Final = on_push
         self._on_long: Final = on_long
         self._transport: Any = None
+        self._received: Final = memoryview(bytearray(_MOST_AT_ONCE))
         self._waiting: Final[deque[tuple[asyncio.Future[Any], bytes | None]]] = deque()
         """Those whose replies are to come, in order; with the command, where it may be sent again."""
         self._queue: Final[deque[tuple[asyncio.Future[None], int]]] = deque()
@@ -204,13 +207,17 @@ class Line(asyncio.Protocol):
 
     # Receiving ------------------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is always the same
+        """Say where to put what is received; the reader copies it from there, and nobody does on the way."""
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Match replies to those who wait."""
         answered = False
         waiting, gets = self._waiting, self._reader.gets
-        self._under_way += len(data)
+        self._under_way += nbytes
         try:
-            self._reader.feed(data)
+            self._reader.feed(self._received[:nbytes])
             while (reply := gets()) is not INCOMPLETE:
                 self._under_way = 0
                 if type(reply) is bytes:  # nearly all of them; without a call for each

@@ -38,7 +38,7 @@ INCOMPLETE: Final[Any] = object()
 class Reader(Protocol):
     """Takes bytes as they come, gives replies: bytes, int, float, bool, list, dict, ``None``, `Push`, an exception."""
 
-    def feed(self, data: bytes, /) -> Any:
+    def feed(self, data: bytes | memoryview, /) -> Any:
         """Take what was received."""
         ...
 
@@ -68,7 +68,7 @@ class PureReader:
         self._buffer: Final = bytearray()
         self._replies: Final = self._parse()
 
-    def feed(self, data: bytes, /) -> None:
+    def feed(self, data: bytes | memoryview, /) -> None:
         """Take what was received."""
         self._buffer.extend(data)
 
@@ -189,4 +189,5 @@ def make_reader(make_error: MakeError) -> Reader:
     """Return a `Reader`; ``make_error`` makes an exception of the text of an error reply."""
     if hiredis is None:
         return PureReader(make_error)
-    return hiredis.Reader(replyError=make_error, notEnoughData=INCOMPLETE, protocolError=ValueError)
+    reader = hiredis.Reader(replyError=make_error, notEnoughData=INCOMPLETE, protocolError=ValueError)
+    return cast("Reader", reader)  # it takes any buffer, and its stubs know bytes and str only
