@@ -17,7 +17,9 @@ from acache.entry import (
     Envelope,
     counter,
     holds_value,
+    left,
     new_token,
+    opener,
     pack,
     tombstone,
     unpack,
@@ -159,3 +161,35 @@ def test_an_entry_is_frozen_and_shows_itself():
         entry.value = 2  # type: ignore[misc]
     assert "value=1" in repr(entry)
     assert entry == Entry(value=1, created_at=0.0, fresh_until=None, expires_at=None, tier="near")
+
+
+# The quick way in -----------------------------------------------------------------------------------------------------
+
+broken = st.tuples(
+    st.integers(0, HEAD_BYTES + 8),
+    st.sampled_from([b"", b"\x00", b"\xff", b"\x7f\xf0" + bytes(6), b"\xff\xf8" + bytes(6)]),
+)
+
+
+@given(envelopes, st.none() | broken, st.booleans(), st.floats(-1e15, 1e15))
+def test_the_quick_way_finds_what_the_careful_one_finds_or_leaves_it_to_it(
+    envelope: Envelope, damage: tuple[int, bytes] | None, ours: bool, wall: float
+):
+    """Records of any kind and damage: what is given without a closer look is what `unpack` finds."""
+    data = pack(envelope._replace(codec="msgpack") if ours else envelope)
+    if damage is not None:
+        at, garbage = damage
+        data = data[:at] + garbage + data[at + len(garbage) :] if garbage else data[:at]
+    opened = opener("msgpack")(data, wall)
+    if opened is not None:
+        found = unpack(data)
+        assert found is not None
+        assert (found.codec, found.tags) == ("msgpack", ())
+        rest = left(found.created_at, found.fresh_for, found.keep_for, wall)
+        assert opened == (rest, found.fresh_for, found.load_time, found.payload)
+
+
+@given(envelopes)
+def test_a_sound_value_without_tags_takes_no_closer_look(envelope: Envelope):
+    data = pack(envelope._replace(codec="msgpack", tags=()))
+    assert opener("msgpack")(data, envelope.created_at) is not None

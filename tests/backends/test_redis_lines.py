@@ -15,7 +15,17 @@ from hypothesis import strategies as st
 from acache import BackendTimeout, BackendUnavailable
 from acache.backends.redis import resp
 from acache.backends.redis.lines import Line, Lines
-from acache.backends.redis.resp import INCOMPLETE, PurePush, PureReader, Push, make_reader, pack, pure_pack
+from acache.backends.redis.resp import (
+    INCOMPLETE,
+    PurePush,
+    PureReader,
+    Push,
+    make_reader,
+    pack,
+    pack_get,
+    pack_set,
+    pure_pack,
+)
 
 with_hiredis = pytest.mark.skipif(resp.hiredis is None, reason="there is one reader only")
 
@@ -674,3 +684,9 @@ def test_all_writers_write_the_same(command: tuple[str | bytes | int, ...]):
 def test_without_hiredis_there_is_a_reader_too(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(resp, "hiredis", None)
     assert isinstance(make_reader(ValueError), PureReader)
+
+
+@given(st.binary(), st.binary(), st.none() | st.integers(1, 10**15))
+def test_what_is_packed_by_hand_is_what_the_packer_makes(key: bytes, data: bytes, ms: int | None):
+    assert pack_get(key) == pack(("GET", key))
+    assert pack_set(key, data, ms) == pack(("SET", key, data) if ms is None else ("SET", key, data, "PX", ms))

@@ -1,7 +1,8 @@
 """`RedisBackend`: what each operation says to Redis or Valkey, and what the replies mean.
 
 Commands sent: GET, SET (PX, NX), UNLINK, MGET, EXISTS, PEXPIRE, PERSIST, PTTL, SCAN, and EVALSHA/EVAL of scripts on one
-key; for bodies in chunks HSET, HMGET, GETRANGE and COPY; PUBLISH, and on a connection of its own SUBSCRIBE.  A value is
+key; for bodies in chunks HSET, HMGET, GETRANGE and COPY; for long values WATCH, STRLEN, GETRANGE, MULTI, EXEC and
+UNWATCH, without whose permission they come in one piece; PUBLISH, and on a connection of its own SUBSCRIBE.  A value is
 stored under its key as it is, so other programs can read it.
 """
 
@@ -130,14 +131,14 @@ class RedisBackend:
         """See `Backend.get`."""
         wire = check_key(key, self.key_limits)
         try:
-            return cast("bytes | None", await self._transport().execute("GET", wire))
+            return await self._transport().get(wire)
         except WrongType:
             return (await self._whole(wire))[0]
 
     async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
         """See `Backend.set`."""
         wire, data = check_key(key, self.key_limits), self._checked(data)
-        await self._transport().execute("SET", wire, data, *_px(ttl))
+        await self._transport().set(wire, data, None if ttl is None else _ms(ttl))
 
     async def delete(self, key: str, /) -> bool:
         """See `Backend.delete`."""
@@ -240,7 +241,7 @@ class RedisBackend:
         if not _FEWEST_INT <= delta <= _MOST_INT:
             msg = f"cannot add {delta} to {key!r}: counters have 64 bits"
             raise DecodeError(msg)
-        return int(await run(self._transport(), INCREMENT, [wire], delta, _ms(ttl)))
+        return int(await run(self._transport(), INCREMENT, [wire], delta, _ms_or_nothing(ttl)))
 
     async def touch(self, key: str, /, *, ttl: float | None) -> bool:
         """See `Touch.touch`."""
@@ -283,7 +284,7 @@ class RedisBackend:
         """See `Cas.get_versioned`; the version is the first 40 bytes, or which body in chunks it was."""
         wire = check_key(key, self.key_limits)
         try:
-            data = await self._transport().execute("GET", wire)
+            data = await self._transport().get(wire)
         except WrongType:
             return await self._whole(wire)
         return data, stream.version_of(data)
@@ -293,12 +294,18 @@ class RedisBackend:
         if version is None:
             return await self.add(key, data, ttl=ttl)
         wire = check_key(key, self.key_limits)
-        return bool(await run(self._transport(), SET_IF, [wire], self._checked(data), _ms(ttl), cast("bytes", version)))
+        return bool(
+            await run(
+                self._transport(), SET_IF, [wire], self._checked(data), _ms_or_nothing(ttl), cast("bytes", version)
+            )
+        )
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """See `Cas.swap`; one script."""
         wire = check_key(key, self.key_limits)
-        return cast("bytes | None", await run(self._transport(), SWAP, [wire], self._checked(data), _ms(ttl)))
+        return cast(
+            "bytes | None", await run(self._transport(), SWAP, [wire], self._checked(data), _ms_or_nothing(ttl))
+        )
 
     # Stream ---------------------------------------------------------------------------------------------------------
 
@@ -308,7 +315,7 @@ class RedisBackend:
 
     async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
         """See `Stream.store`; written beside the entry, which the finished body then replaces in one step."""
-        await stream.write(self._transport(), check_key(key, self.key_limits), chunks, _ms(ttl))
+        await stream.write(self._transport(), check_key(key, self.key_limits), chunks, _ms_or_nothing(ttl))
 
     # Notify ---------------------------------------------------------------------------------------------------------
 
@@ -410,9 +417,14 @@ def _failure(error: AcacheError) -> BackendError:
     return failure
 
 
-def _ms(ttl: float | None) -> int | str:
+def _ms(ttl: float) -> int:
+    ms = math.ceil(ttl * 1000)
+    return ms if 0 < ms < _LONGEST_MS else max(1, min(ms, _LONGEST_MS))
+
+
+def _ms_or_nothing(ttl: float | None) -> int | str:
     """Return the milliseconds as a script takes them."""
-    return "" if ttl is None else max(1, min(math.ceil(ttl * 1000), _LONGEST_MS))
+    return "" if ttl is None else _ms(ttl)
 
 
 def _px(ttl: float | None) -> tuple[Argument, ...]:

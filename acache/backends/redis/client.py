@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from functools import partial
 from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
@@ -22,7 +22,7 @@ from ...errors import (
 )
 from .address import Address
 from .lines import Line, Lines, Lost
-from .resp import make_reader, pack
+from .resp import make_reader, pack, pack_get, pack_set
 from .tracking import Audience, RefusedByServer, Tracks
 from .transport import MOST_KEYS, Argument, Command, Feed, Transport, UnknownScript, WrongType
 
@@ -182,8 +182,19 @@ class PoolTransport:
         where = self._place or options.get("path") or f"{options.get('host', 'localhost')}:{options.get('port', 6379)}"
         return f"{where}/{options.get('db', 0)}"
 
-    async def execute(self, *command: Argument) -> Any:
+    def get(self, key: bytes) -> Coroutine[Any, Any, bytes | None]:
+        """See `Transport.get`."""
+        return self.execute("GET", key)
+
+    def set(self, key: bytes, data: bytes, ms: int | None) -> Coroutine[Any, Any, Any]:
+        """See `Transport.set`."""
+        return self.execute("SET", key, data) if ms is None else self.execute("SET", key, data, "PX", ms)
+
+    def execute(self, *command: Argument) -> Coroutine[Any, Any, Any]:
         """See `Transport.execute`."""
+        return self._execute(command)
+
+    async def _execute(self, command: Command) -> Any:
         with self._under_way:
             try:
                 async with self._free:
@@ -253,23 +264,39 @@ class SharedTransport(PoolTransport):
         if not _is_resp2(client.connection_pool):
             self._tellers = self._lines
 
-    async def execute(self, *command: Argument) -> Any:
+    def get(self, key: bytes) -> Coroutine[Any, Any, bytes | None]:
+        """See `Transport.get`."""
+        return self._carried(pack_get(key), again=True)
+
+    def set(self, key: bytes, data: bytes, ms: int | None) -> Coroutine[Any, Any, Any]:
+        """See `Transport.set`."""
+        return self._carried(pack_set(key, data, ms), again=False)
+
+    def execute(self, *command: Argument) -> Coroutine[Any, Any, Any]:
         """See `Transport.execute`."""
-        packed, again = pack(command), command[0] in _READS
-        try:
-            # The path of most commands: they wait for nothing but the reply.
-            if (reply := self._lines.begin(packed, again=again)) is None:
-                return await self._lines.call(packed, again=again)
+        return self._carried(pack(command), again=command[0] in _READS)
+
+    async def _carried(self, packed: bytes, *, again: bool) -> Any:
+        lost: Lost | None = None
+        # The path of nearly every command: one future, and no coroutine between it and this one.
+        if (reply := self._lines.begin(packed, again=again)) is not None:
             try:
                 return await reply
-            except Lost as lost:
-                return await self._lines.call(packed, again=again, lost=lost)
+            except Lost as error:
+                lost = error
+            except exceptions.RedisError as error:
+                raise self._refused(error) from error
+        try:
+            return await self._lines.call(packed, again=again, lost=lost)
         except AcacheError:
             raise
         except _FAILURES as error:
-            if isinstance(error, exceptions.ReadOnlyError):
-                self._lines.leave()  # another server may be the master now
-            raise _translated(error) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> AcacheError:
+        if isinstance(error, exceptions.ReadOnlyError):
+            self._lines.leave()  # another server may be the master now
+        return _translated(error)
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
         """See `Transport.execute_many`."""
@@ -329,6 +356,14 @@ class ClusterTransport:
     async def track(self, audience: Audience, prefixes: Collection[bytes]) -> None:
         """See `Transport.track`."""
         await _tracked(self._tracks.check(audience, prefixes))
+
+    def get(self, key: bytes) -> Coroutine[Any, Any, bytes | None]:
+        """See `Transport.get`."""
+        return self.execute("GET", key)
+
+    def set(self, key: bytes, data: bytes, ms: int | None) -> Coroutine[Any, Any, Any]:
+        """See `Transport.set`."""
+        return self.execute("SET", key, data) if ms is None else self.execute("SET", key, data, "PX", ms)
 
     async def execute(self, *command: Argument) -> Any:
         """See `Transport.execute`."""
@@ -623,10 +658,15 @@ async def _open_line(
         on_long=on_long,
         keep=writer,
     )
+    ended = transport.is_closing()  # by the other side, before there was a protocol to tell
+    if not ended:
+        transport.pause_reading()  # uvloop asks only when it begins to read whether the protocol has its own buffer
     transport.set_protocol(line)
     line.connection_made(transport)
-    if transport.is_closing():  # the other side ended it before there was a protocol to tell
+    if ended:
         line.close()
+    else:
+        transport.resume_reading()
     return line
 
 

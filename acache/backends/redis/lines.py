@@ -11,10 +11,12 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
 from ...errors import BackendTimeout, BackendUnavailable
+from .pieces import read_in_pieces
 from .resp import INCOMPLETE, Push, Reader
 
 __all__ = ["Line", "Lines", "Lost"]
@@ -23,10 +25,13 @@ _HIGH_WATER: Final = 1 << 20
 """Bytes of one loop turn, above which further callers wait until they have left."""
 _LARGE: Final = 1 << 16
 """Bytes of a command that would hold up small ones."""
+_MOST_AT_ONCE: Final = 1 << 18
+"""Bytes received in one turn of the loop."""
 _LONG: Final = 1 << 20
 """Bytes of a reply under way that holds up others."""
 _MOST_REMEMBERED: Final = 1000
 """Commands whose last reply was long."""
+_GET: Final = b"*2\r\n$3\r\nGET\r\n$"
 _LONGEST_PAUSE: Final = 1.0
 _ATTEMPTS: Final = 3
 
@@ -38,7 +43,7 @@ class Lost(BackendUnavailable):
     """Whether the command may have been carried out."""
 
 
-class Line(asyncio.Protocol):
+class Line(asyncio.BufferedProtocol):
     """One connection, and those who wait for its replies.
 
     Args:
@@ -68,6 +73,7 @@ class Line(asyncio.Protocol):
         self._on_push: Final = on_push
         self._on_long: Final = on_long
         self._transport: Any = None
+        self._received: Final = memoryview(bytearray(_MOST_AT_ONCE))
         self._waiting: Final[deque[tuple[asyncio.Future[Any], bytes | None]]] = deque()
         """Those whose replies are to come, in order; with the command, where it may be sent again."""
         self._queue: Final[deque[tuple[asyncio.Future[None], int]]] = deque()
@@ -112,13 +118,25 @@ class Line(asyncio.Protocol):
             again: it changes nothing, and may be sent a second time.
         """
         future: asyncio.Future[Any] = self._loop.create_future()
-        if self._waiting and self._flushing and not self.closed:
-            # The path of all but the first of a loop turn.
-            self._waiting.append((future, command if again else None))
-            self._out.append(command)
-            self._out_bytes += len(command)
-        else:
-            self._put(future, command, command if again else None)
+        self._put(future, command, command if again else None)
+        return future
+
+    def begin(self, command: bytes, *, again: bool) -> asyncio.Future[Any] | None:
+        """Do as `send` where nothing stands in the way, which is nearly always; else ``None``.
+
+        All of it stands here, once more, because every call on the way would cost as much as a part of it.
+        """
+        if self.closed or self.busy or self._paused or self._queue or self._out_bytes > _HIGH_WATER:
+            return None
+        if not self._waiting:
+            return self.send(command, again=again)
+        future: asyncio.Future[Any] = asyncio.Future(loop=self._loop)
+        self._waiting.append((future, command if again else None))
+        self._out.append(command)
+        self._out_bytes += len(command)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
         return future
 
     def _put(self, future: asyncio.Future[Any], command: bytes, again: bytes | None) -> None:
@@ -189,27 +207,26 @@ class Line(asyncio.Protocol):
 
     # Receiving ------------------------------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - it is always the same
+        """Say where to put what is received; the reader copies it from there, and nobody does on the way."""
+        return self._received
+
+    def buffer_updated(self, nbytes: int) -> None:
         """Match replies to those who wait."""
         answered = False
         waiting, gets = self._waiting, self._reader.gets
-        self._under_way += len(data)
+        self._under_way += nbytes
         try:
-            self._reader.feed(data)
+            self._reader.feed(self._received[:nbytes])
             while (reply := gets()) is not INCOMPLETE:
                 self._under_way = 0
-                if type(reply) is Push:
-                    if self._on_push is not None:
-                        self._on_push(reply)
+                if type(reply) is bytes:  # nearly all of them; without a call for each
+                    future, _ = waiting.popleft()
+                    answered = True
+                    if not future.done():
+                        future.set_result(reply)
                     continue
-                future, _ = waiting.popleft()
-                answered = True
-                if future.done():
-                    continue
-                if isinstance(reply, Exception):
-                    future.set_exception(reply)
-                else:
-                    future.set_result(reply)
+                answered |= self._take(reply)
         except Exception as error:  # noqa: BLE001 - not RESP, or a reply to nothing: what comes now belongs to nobody
             self._end(error)
             return
@@ -224,6 +241,20 @@ class Line(asyncio.Protocol):
             self.busy = True
             if self._on_long is not None:
                 self._on_long(self)
+
+    def _take(self, reply: Any) -> bool:
+        """Pass a reply of any kind on; tell whether it answers a command."""
+        if type(reply) is Push:
+            if self._on_push is not None:
+                self._on_push(reply)
+            return False
+        future, _ = self._waiting.popleft()
+        if not future.done():
+            if isinstance(reply, Exception):
+                future.set_exception(reply)
+            else:
+                future.set_result(reply)
+        return True
 
     def _look(self) -> None:
         """End a connection on which nothing moves while somebody waits."""
@@ -318,6 +349,9 @@ class Lines:
         self._lines: list[Line] = []
         self._long: Final[dict[bytes, None]] = {}
         """Commands whose last reply was long, the oldest first."""
+        self._lone: Line | None = None
+        """Beside the others, for long values in pieces, of which one has the line to itself."""
+        self._lone_turn: Final = asyncio.Lock()
         self._opening: asyncio.Task[Line] | None = None
         self._newest: Line | None = None
         """The last one that was opened, until it is known whether it was of any use."""
@@ -330,16 +364,12 @@ class Lines:
         self._closed = False
 
     def begin(self, command: bytes, *, again: bool) -> asyncio.Future[Any] | None:
-        """Send a command at once, if nothing stands in its way; ``None`` if it takes a `call`.
+        """Send a command at once, where nothing stands in the way; return its reply, or ``None``: then `call`.
 
         Whoever gets `Lost` from it asks `call` to go on.
         """
-        # The path of most commands: a small one over the first line, which is open and has room.
-        lines = self._lines
-        if lines:
-            line = lines[0]
-            if not (line.closed or line.busy or line.crowded or len(command) >= _LARGE or command in self._long):
-                return line.send(command, again=again)
+        if self._lines and len(command) < _LARGE and not (self._long and command in self._long):
+            return self._lines[0].begin(command, again=again)
         return None
 
     async def call(self, command: bytes, *, again: bool = False, lost: Lost | None = None) -> Any:
@@ -347,6 +377,8 @@ class Lines:
 
         What was not sent when its connection was lost is sent over another; what was, only if it may be sent ``again``.
         """
+        if command in self._long and command.startswith(_GET) and (data := await self._in_pieces(command)) is not None:
+            return data
         for _ in range(_ATTEMPTS):
             if lost is not None:
                 if lost.sent and not again:
@@ -358,6 +390,26 @@ class Lines:
             except Lost as error:
                 lost = error
         raise lost or AssertionError  # for the type checker
+
+    async def _in_pieces(self, command: bytes) -> bytes | None:
+        """Return the long reply to a GET; ``None`` if it has to be asked for in one piece."""
+        key = command[command.index(b"\r\n", len(_GET)) + 2 : -2]
+        async with self._lone_turn:
+            try:
+                if self._lone is None or self._lone.closed:
+                    line = await self._connect(_nothing)
+                    if self._closed:
+                        line.close()
+                        return None
+                    self._lone = line
+                data = await read_in_pieces(partial(self._lone.send, again=False), key, least=_LONG)
+            except BackendTimeout:
+                raise
+            except Exception:  # noqa: BLE001 - no connection, no permission: the usual way will tell, if it is none
+                data = None
+        if data is None:
+            self._long.pop(command, None)  # the next reply tells
+        return data
 
     async def call_many(self, commands: Sequence[bytes]) -> list[Any]:
         """Send commands one right after the other; return the reply or the error of each."""
@@ -488,6 +540,10 @@ class Lines:
         self._retired_at = now
         for line in self._lines:
             line.retire()
+        if self._lone is not None:
+            self._lone.retire()
+            self._retired.append(self._lone)
+            self._lone = None
         self._retired = [line for line in (*self._retired, *self._lines) if not line.gone.done()]
         self._lines = []
 
@@ -501,12 +557,16 @@ class Lines:
             if tasks:
                 await asyncio.wait(tasks)
         finally:
-            lines = [*self._lines, *self._retired]
+            lines = [*self._lines, *self._retired, *([self._lone] if self._lone is not None else [])]
             self._lines, self._retired = [], []
             for line in lines:
                 line.close()
         if lines:
             await asyncio.wait([line.gone for line in lines], timeout=_LONGEST_PAUSE)
+
+
+def _nothing(_: object) -> None:
+    """Take no notice."""
 
 
 def _look_at(task: asyncio.Task[Line]) -> None:

@@ -15,7 +15,18 @@ try:
 except ImportError:  # on PyPy, say
     hiredis = None  # type: ignore[assignment]  # looked at where it is used
 
-__all__ = ["INCOMPLETE", "Argument", "PureReader", "Push", "Reader", "make_reader", "pack", "pure_pack"]
+__all__ = [
+    "INCOMPLETE",
+    "Argument",
+    "PureReader",
+    "Push",
+    "Reader",
+    "make_reader",
+    "pack",
+    "pack_get",
+    "pack_set",
+    "pure_pack",
+]
 
 Argument: TypeAlias = str | bytes | int
 MakeError: TypeAlias = Callable[[str], Exception]
@@ -27,7 +38,7 @@ INCOMPLETE: Final[Any] = object()
 class Reader(Protocol):
     """Takes bytes as they come, gives replies: bytes, int, float, bool, list, dict, ``None``, `Push`, an exception."""
 
-    def feed(self, data: bytes, /) -> Any:
+    def feed(self, data: bytes | memoryview, /) -> Any:
         """Take what was received."""
         ...
 
@@ -57,7 +68,7 @@ class PureReader:
         self._buffer: Final = bytearray()
         self._replies: Final = self._parse()
 
-    def feed(self, data: bytes, /) -> None:
+    def feed(self, data: bytes | memoryview, /) -> None:
         """Take what was received."""
         self._buffer.extend(data)
 
@@ -145,26 +156,25 @@ class PureReader:
     }  # fmt: skip
 
 
-_pack: Callable[[tuple[Argument, ...]], bytes] = pure_pack if hiredis is None else cast("Any", hiredis.pack_command)
-
-
-def pack(command: tuple[Argument, ...], /) -> bytes:
-    """Return a command as an array of bulk strings."""
-    # The shapes of most commands: a third less than in C, where each argument is looked at.
-    if command[0] == "GET":
-        key = command[1]
-        if type(key) is bytes:
-            return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)
-    elif command[0] == "SET" and len(command) == 5:  # noqa: PLR2004 - key, data, PX, milliseconds
-        _, key, data, flag, ms = command
-        if flag == "PX" and type(key) is type(data) is bytes and type(ms) is int:
-            sizes = len(key), key, len(data), data, len(str(ms)), ms
-            return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%d\r\n" % sizes
-    return _pack(command)
-
-
+pack: Callable[[tuple[Argument, ...]], bytes] = pure_pack if hiredis is None else cast("Any", hiredis.pack_command)
+"""Return a command as bytes."""
 Push: type[Any] = PurePush if hiredis is None else hiredis.PushNotification
 """The type of a message that answers no command; a list."""
+
+
+def pack_get(key: bytes) -> bytes:
+    """Return GET as bytes, in half the time of `pack`."""
+    return b"*2\r\n$3\r\nGET\r\n$%d\r\n%b\r\n" % (len(key), key)
+
+
+def pack_set(key: bytes, data: bytes, ms: int | None) -> bytes:
+    """Return SET as bytes, in half the time of `pack`; with PX where there are milliseconds."""
+    if ms is None:
+        return b"*3\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(data), data)
+    end = b"%d" % ms
+    return b"*5\r\n$3\r\nSET\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$2\r\nPX\r\n$%d\r\n%b\r\n" % (
+        len(key), key, len(data), data, len(end), end,
+    )  # fmt: skip
 
 
 def _length(digits: bytes) -> int:
@@ -179,4 +189,5 @@ def make_reader(make_error: MakeError) -> Reader:
     """Return a `Reader`; ``make_error`` makes an exception of the text of an error reply."""
     if hiredis is None:
         return PureReader(make_error)
-    return hiredis.Reader(replyError=make_error, notEnoughData=INCOMPLETE, protocolError=ValueError)
+    reader = hiredis.Reader(replyError=make_error, notEnoughData=INCOMPLETE, protocolError=ValueError)
+    return cast("Reader", reader)  # it takes any buffer, and its stubs know bytes and str only

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ...errors import DecodeError
@@ -57,8 +57,16 @@ class Transport(Protocol):
         """Where it goes, for people; without passwords."""
         ...
 
-    async def execute(self, *command: Argument) -> Any:
+    def execute(self, *command: Argument) -> Coroutine[Any, Any, Any]:
         """Return the reply to one command."""
+        ...
+
+    def get(self, key: bytes) -> Coroutine[Any, Any, bytes | None]:
+        """Return the reply to GET: what `execute` does, for the command that most calls send."""
+        ...
+
+    def set(self, key: bytes, data: bytes, ms: int | None) -> Coroutine[Any, Any, Any]:
+        """Return the reply to SET, with PX where it is to end after so many milliseconds."""
         ...
 
     async def execute_many(self, commands: Sequence[Command]) -> list[Any]:
