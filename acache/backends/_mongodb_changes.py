@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import ReferenceType, ref
 
@@ -99,6 +99,8 @@ class Changes:
         self._feed: Final = feed
         self._listener: Final[ReferenceType[Listener]] = ref(listener)
         self._stream: _Stream | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        """Those of this stream and of the ones before it that are still coming to their ends."""
         self._term: int | None = None
 
     @property
@@ -131,15 +133,16 @@ class Changes:
     async def aclose(self) -> None:
         """End the stream."""
         stream, self._stream, self._term = self._stream, None, None
-        if stream is None:
-            return
-        stream.stop()
-        self._lost()
-        if stream.loop is asyncio.get_running_loop():
-            await asyncio.wait([stream.task])
+        if stream is not None:
+            stream.stop()
+            self._lost()
+        loop = asyncio.get_running_loop()
+        if ending := [task for task in self._tasks if task.get_loop() is loop]:
+            await asyncio.wait(ending)
 
     def _begin(self, prefixes: Collection[str], since: Place | Json, told: Place) -> _Stream:
         stream = self._stream = _Stream(self._feed, _cover(prefixes), since, told, self._tell, self._lost)
+        self._tasks = {stream.task, *(task for task in self._tasks if not task.done())}
         return stream
 
     def _tell(self, keys: Sequence[str]) -> bool:
@@ -231,13 +234,14 @@ class _Stream:
             await finished(self._close(self._cursor))
 
     async def _follow(self) -> None:
+        me, replied = self.task, False
         await self._connect(self.since)
-        replied = False
-        while not self.ended:
+        # pymongo may take a cancellation for a lost connection, where its own tasks are cancelled with this one.
+        while not self.ended and not me.cancelling():
             try:
                 reply = await self._more()
             except BackendError:
-                if not replied:
+                if not replied or me.cancelling():
                     raise
                 replied = False
                 await self._connect(self._token)
@@ -260,14 +264,8 @@ class _Stream:
 
     async def _more(self) -> Json:
         assert self._cursor is not None  # noqa: S101 - connected
-        try:
-            async with asyncio.timeout(_PATIENCE):
-                return await self._cursor.more()
-        except BackendError:
-            raise
-        except TimeoutError as error:
-            msg = f"MongoDB did not reply about changes within {_PATIENCE:.0f} s"
-            raise BackendTimeout(msg) from error
+        async with _in_time():
+            return await self._cursor.more()
 
     async def _connect(self, since: Any) -> None:
         await finished(self._change_cursor(since))  # whose cursor must be known here to be closed
@@ -278,17 +276,32 @@ class _Stream:
 
     async def _change_cursor(self, since: Place | Json) -> None:
         old = self._cursor
-        self._cursor, self._token = await self._feed.open(self.prefixes, since, _BATCH)
+        async with _in_time():
+            self._cursor, self._token = await self._feed.open(self.prefixes, since, _BATCH)
         await self._close(old)
 
     async def _close(self, cursor: Cursor | None) -> None:
         if cursor is not None:
             with suppress(BackendError):  # it is gone, or ends by itself
-                await cursor.aclose()
+                async with _in_time():
+                    await cursor.aclose()
 
     def _wake(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    """Wait for a reply no longer than a channel would wait for a check: somebody else's client may have no deadline."""
+    try:
+        async with asyncio.timeout(_PATIENCE):
+            yield
+    except BackendError:
+        raise
+    except TimeoutError as error:
+        msg = f"MongoDB did not reply about changes within {_PATIENCE:.0f} s"
+        raise BackendTimeout(msg) from error
 
 
 def _cover(prefixes: Collection[str]) -> frozenset[str]:
