@@ -18,7 +18,7 @@ what writes leaves a manifest as it is, which shows in the answer, and comes aga
 if the caller is cancelled: nobody else would know of the chunks.  `set_if` finds them in the version; what `add` and
 `incr` replace has expired, and its chunks with it.
 
-Commands sent: find, update, findAndModify, delete, createIndexes.
+Commands sent: find, update, findAndModify, delete, createIndexes; for tracking hello, aggregate, getMore, killCursors.
 """
 
 from __future__ import annotations
@@ -697,9 +697,12 @@ class _Feed:
         if not hello.get("isWritablePrimary"):
             msg = "this server of MongoDB is not the primary, which alone knows what is the newest"
             raise BackendUnavailable(msg)
-        last = hello["lastWrite"]
-        applied, committed = last["opTime"]["ts"], last["majorityOpTime"]["ts"]
-        return Newest(last["opTime"]["t"], (applied.time, applied.inc), (committed.time, committed.inc))
+        try:
+            last, committed = hello["lastWrite"]["opTime"], hello["lastWrite"]["majorityOpTime"]["ts"]
+            return Newest(last["t"], (last["ts"].time, last["ts"].inc), (committed.time, committed.inc))
+        except (KeyError, TypeError, AttributeError) as error:  # a look-alike
+            msg = "this server does not say which of its writes is the last that a majority has"
+            raise BackendRefused(msg) from error
 
     async def open(self, prefixes: Collection[str], since: Place | Json, batch: int) -> tuple[_Cursor, Json]:
         """See `Feed.open`; an ``aggregate``."""
