@@ -139,6 +139,18 @@ def module_memcached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Calla
 
 
 @pytest.fixture
+def private_mongodb(tmp_path: Path) -> Iterator[Callable[..., PrivateMongoDB]]:
+    """Start MongoDBs of the test's own, as `private_redis` does: `server = private_mongodb("--auth")`."""
+    yield from private("mongodb", "PrivateMongoDB", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def module_mongodb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., PrivateMongoDB]]:
+    """Start MongoDBs that a module's tests share."""
+    yield from private("mongodb", "PrivateMongoDB", tmp_path_factory.mktemp("mongodb"))
+
+
+@pytest.fixture
 def private_dynamodb(tmp_path: Path) -> Iterator[Callable[..., PrivateDynamoDB]]:
     """Start DynamoDBs of the test's own, as `private_redis` does: `server = private_dynamodb("moto")`."""
     yield from private("dynamodb", "PrivateDynamoDB", tmp_path)
@@ -157,29 +169,6 @@ def private(service: str, kind: str, folder: Path) -> Iterator[Callable[..., Any
             server = getattr(services, kind)(folder / f"{service}-{len(servers)}", *options)
         except services.UnavailableError as error:
             missing(service, str(error))
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.stop()
-
-
-@pytest.fixture
-def private_mongodb(tmp_path: Path) -> Iterator[Callable[..., PrivateMongoDB]]:
-    """Start MongoDBs of the test's own, as `private_redis` does: `server = private_mongodb("--auth")`."""
-    try:
-        services = load_services()
-    except ImportError as error:  # fcntl: not on this platform
-        missing("mongodb", str(error))
-    servers: list[PrivateMongoDB] = []
-
-    def start(*options: str) -> PrivateMongoDB:
-        folder = tmp_path / f"mongodb-{len(servers)}"
-        try:
-            server: PrivateMongoDB = services.PrivateMongoDB(folder, *options)
-        except services.UnavailableError as error:
-            missing("mongodb", str(error))
         servers.append(server)
         return server
 

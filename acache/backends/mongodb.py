@@ -18,18 +18,20 @@ what writes leaves a manifest as it is, which shows in the answer, and comes aga
 if the caller is cancelled: nobody else would know of the chunks.  `set_if` finds them in the version; what `add` and
 `incr` replace has expired, and its chunks with it.
 
-Commands sent: find, update, findAndModify, delete, createIndexes.
+Commands sent: find, update, findAndModify, delete, createIndexes; for tracking hello, aggregate, getMore, killCursors.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
+from inspect import isawaitable
 from operator import index
 from typing import Any, Final, NamedTuple, Protocol, Self, TypeVar, cast
 from urllib.parse import unquote, urlsplit
@@ -47,12 +49,14 @@ from ..errors import (
 )
 from ._gather import Gatherer
 from ._mongodb import CHUNK_BYTES, Chunks, finished, pieces
-from .base import KeyLimits, Version, batch_error, check_key, check_value
+from ._mongodb_changes import AWAITED, Changes, Newest, Place, stages
+from .base import KeyLimits, Listener, Version, batch_error, check_key, check_value
 
 try:
-    from bson import CodecOptions, Int64, MaxKey
+    from bson import CodecOptions, Int64, MaxKey, Timestamp
     from bson.errors import BSONError
-    from pymongo import AsyncMongoClient, MongoClient, ReturnDocument, UpdateOne, errors
+    from pymongo import AsyncMongoClient, MongoClient, ReadPreference, ReturnDocument, UpdateOne, errors
+    from pymongo import timeout as deadline
 except ImportError as error:  # pragma: no cover - shown by a test that runs without the extra
     msg = "MongoDBBackend needs the pymongo package: pip install 'acache[mongodb]'"
     raise ImportError(msg) from error
@@ -68,6 +72,8 @@ _LONGEST_MS: Final = 10**14
 _CHUNK: Final = 1000
 _REFUSED: Final = frozenset((13, 18, 8000, 10107, 14031))
 """Unauthorized, AuthenticationFailed, Atlas's word for both, NotWritablePrimary, OutOfDiskSpace."""
+_UNTOLD: Final = frozenset((59, 115, 40324, 40573))
+"""CommandNotFound, CommandNotSupported, an unknown stage, a stage for replica sets only."""
 _TOO_LARGE: Final = frozenset((10334, 16493, 17280, 17419, 17420))
 
 # An upsert starts from a document with nothing but its _id; that one is not live, for it has no token.
@@ -123,7 +129,7 @@ class MongoDBBackend:
             raise ConfigurationError(msg)
         self._database: Final = database
         self._name: Final = collection
-        self._gets: Final = Gatherer(self.get_many, self._get) if gather else None
+        self._gets = Gatherer(self.get_many, self._get) if gather else None
         try:
             self._current: Any = self._open(client)
         except (errors.PyMongoError, TypeError) as error:
@@ -133,6 +139,8 @@ class MongoDBBackend:
         self._build: Callable[[], _Client] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._index_tries = 3
+        self._tracked: tuple[MongoDBBackend, Changes] | None = None
+        """What this one was copied from, and its tracking: they are closed with it."""
 
     @classmethod
     def from_url(cls, url: str, *, connect_timeout: float = 1.0, timeout: float = 1.0) -> Self:
@@ -229,13 +237,19 @@ class MongoDBBackend:
         """Close the client, if it was built here."""
         if self._gets is not None:
             await self._gets.aclose()
+        if self._tracked is not None:
+            await self._tracked[1].aclose()
         client, self._owned = self._owned, None
-        if client is not None:
-            self._current = None
-            if self._loop is asyncio.get_running_loop():
-                closing = client.close()
-                if closing is not None:  # motor's is done at once
-                    await closing
+        try:
+            if client is not None:
+                self._current = None
+                if self._loop is asyncio.get_running_loop():
+                    closing = client.close()
+                    if closing is not None:  # motor's is done at once
+                        await closing
+        finally:
+            if self._tracked is not None:
+                await self._tracked[0].aclose()
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
@@ -516,6 +530,23 @@ class MongoDBBackend:
             await parts.end(expires)
             settled = expires
 
+    # Track ----------------------------------------------------------------------------------------------------------
+
+    def track(self, listener: Listener, /) -> Changes:
+        """See `Track.track`; a change stream, for which the server must be of a replica set."""
+        twin = copy.copy(self)
+        twin._detach()  # noqa: SLF001 - its own class
+        changes = Changes(twin, _Feed(twin), listener)
+        twin._tracked = (self, changes)  # noqa: SLF001
+        return changes
+
+    def _detach(self) -> None:
+        """Have nothing in common with what this was copied from but the client of somebody else."""
+        if self._gets is not None:
+            self._gets = Gatherer(self.get_many, self._get)
+        if self._build is not None:
+            self._current = self._owned = self._loop = None
+
     async def _whole(self, key: str, found: Json | None) -> tuple[bytes | None, Json | None]:
         """Return the bytes of an entry with its document; of one that is replaced while it is put together, the new."""
         while found is not None and _streamed(found):
@@ -557,7 +588,7 @@ class MongoDBBackend:
     async def _find(self, wanted: Json, projection: Json, limit: int = 0) -> list[Json]:
         order = [("_id", 1)] if limit else None
         cursor = self._collection().find(wanted, projection, limit=limit, sort=order)
-        return cast("list[Json]", await self._translated(cursor.to_list(None)))
+        return cast("list[Json]", await _translated(cursor.to_list(None)))
 
     async def _put(self, key: str, new: Json) -> None:
         done = await self._write("update_one", {"_id": key}, _update(new), upsert=True)
@@ -643,13 +674,101 @@ class MongoDBBackend:
         return self._current
 
     async def _do(self, method: str, *args: Any, **options: Any) -> Any:
-        return await self._translated(getattr(self._collection(), method)(*args, **options))
+        return await _translated(getattr(self._collection(), method)(*args, **options))
 
-    async def _translated(self, operation: Awaitable[T]) -> T:
+
+class _Feed:
+    """The commands of change streams; see `Feed`."""
+
+    def __init__(self, backend: MongoDBBackend) -> None:
+        self._backend: Final = backend
+
+    async def newest(self) -> Newest:
+        """See `Feed.newest`; a ``hello``, which needs no rights."""
+        entries = self._backend._collection()  # noqa: SLF001 - its own module
+        if entries.read_preference != ReadPreference.PRIMARY:
+            msg = "changes are told to those who read from the primary: a secondary may be behind what was told"
+            raise BackendRefused(msg)
+        hello = await _run(entries, {"hello": 1})
+        if "setName" not in hello and not hello.get("isreplicaset"):
+            kind = "a sharded cluster tells of changes too late" if hello.get("msg") == "isdbgrid" else "this is none"
+            msg = f"MongoDB tells of changes in replica sets only, and {kind}"
+            raise BackendRefused(msg)
+        if not hello.get("isWritablePrimary"):
+            msg = "this server of MongoDB is not the primary, which alone knows what is the newest"
+            raise BackendUnavailable(msg)
         try:
-            return await operation
-        except (errors.PyMongoError, BSONError, OSError, RuntimeError) as error:
-            raise _translate(error) from error
+            last, committed = hello["lastWrite"]["opTime"], hello["lastWrite"]["majorityOpTime"]["ts"]
+            return Newest(last["t"], (last["ts"].time, last["ts"].inc), (committed.time, committed.inc))
+        except (KeyError, TypeError, AttributeError) as error:  # a look-alike
+            msg = "this server does not say which of its writes is the last that a majority has"
+            raise BackendRefused(msg) from error
+
+    async def open(self, prefixes: Collection[str], since: Place | Json, batch: int) -> tuple[_Cursor, Json]:
+        """See `Feed.open`; an ``aggregate``."""
+        entries = self._backend._collection()  # noqa: SLF001 - its own module
+        start = {"startAfter": since} if isinstance(since, dict) else {"startAtOperationTime": Timestamp(*since)}
+        pipeline = [{"$changeStream": start}, *stages([_span(prefix) for prefix in prefixes])]
+        # A cursor belongs to a session; without one that is named, each command would bring its own.
+        session = entries.database.client.start_session(causal_consistency=False)
+        if isawaitable(session):  # motor's
+            session = await session
+        try:
+            command = {"aggregate": entries.name, "pipeline": pipeline, "cursor": {"batchSize": 0}}
+            opened = (await _run(entries, command, session))["cursor"]
+        except BaseException as error:
+            await session.end_session()
+            if isinstance(error, BackendError) and _code(error.__cause__) in _UNTOLD:
+                msg = f"this server does not tell of changes: {error}"
+                raise BackendRefused(msg) from error.__cause__
+            raise
+        return _Cursor(entries, session, opened["id"], batch), opened.get("postBatchResumeToken", {})
+
+
+class _Cursor:
+    """A change stream at the server; see `Cursor`."""
+
+    def __init__(self, entries: Any, session: Any, number: int, batch: int) -> None:
+        self._entries: Final = entries
+        self._session: Final = session
+        self._id: Final = number
+        longest = entries.database.client.options.pool_options.socket_timeout
+        awaited = AWAITED if longest is None else min(AWAITED, longest / 2)
+        self._more: Final = {
+            "getMore": number,
+            "collection": entries.name,
+            "batchSize": batch,
+            "maxTimeMS": int(awaited * 1000),
+        }
+
+    async def more(self) -> Json:
+        """See `Cursor.more`."""
+        with deadline(0):  # pymongo would set maxTimeMS to the client's timeoutMS, and give up when that is over
+            return cast("Json", (await _run(self._entries, self._more, self._session))["cursor"])
+
+    async def aclose(self) -> None:
+        """See `Cursor.aclose`; a ``killCursors``."""
+        try:
+            await _run(self._entries, {"killCursors": self._entries.name, "cursors": [self._id]})
+        finally:
+            await self._session.end_session()
+
+
+async def _run(entries: Any, command: Json, session: Any = None) -> Json:
+    """Have the primary carry out a command; one that is a primary no more has not refused it."""
+    try:
+        return cast("Json", await _translated(entries.database.command(dict(command), session=session)))
+    except BackendRefused as error:
+        if isinstance(error.__cause__, errors.AutoReconnect):
+            raise BackendUnavailable(*error.args) from error.__cause__
+        raise
+
+
+async def _translated(operation: Awaitable[T]) -> T:
+    try:
+        return await operation
+    except (errors.PyMongoError, BSONError, OSError, RuntimeError) as error:
+        raise _translate(error) from error
 
 
 def _translate(error: Exception) -> BackendError:
@@ -678,7 +797,7 @@ def _kind(codes: AbstractSet[Any]) -> type[BackendError]:
     return ValueTooLarge if codes & _TOO_LARGE else BackendUnavailable
 
 
-def _code(error: Exception) -> Any:
+def _code(error: BaseException | None) -> Any:
     if isinstance(error, errors.OperationFailure):
         return error.code
     details = error.details if isinstance(error, errors.AutoReconnect) else None
