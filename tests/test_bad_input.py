@@ -55,7 +55,8 @@ async def assert_empty(cache: Cache) -> None:
     assert cache.stats().near_entries == 0
     backend = cache._shared.backend
     if isinstance(backend, MemoryBackend):
-        assert [key async for key in backend.scan("")] == []
+        # The namespace's epoch is nobody's value: it comes before the first load, whatever becomes of that.
+        assert [key async for key in backend.scan("") if not key.endswith("::@tag:")] == []
     assert await cache.get("key") is None
 
 
