@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 __all__ = [
     "BackendFailed",
@@ -296,7 +296,7 @@ class Counters:
     def snapshot(self, *, near_entries: int = 0, near_bytes: int = 0, replay_waiting: int = 0) -> Stats:
         """Freeze the totals, parts included."""
         every = [self, *self.parts]
-        totals = {name: sum(getattr(one, name) for one in every) for name in _COUNTED}
+        totals: dict[str, Any] = {name: sum(getattr(one, name) for one in every) for name in _COUNTED}
         return Stats(near_entries=near_entries, near_bytes=near_bytes, replay_waiting=replay_waiting, **totals)
 
 
