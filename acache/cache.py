@@ -256,7 +256,7 @@ class Cache:
 
         A backend with an injected client is as open as its client.
         """
-        self._shared.closed = self._shared.breaker.closed = False
+        self._shared.closed = self._shared.released = self._shared.breaker.closed = False
         self._shared.replay.reopen()
         return self
 
@@ -273,20 +273,29 @@ class Cache:
         Twice is harmless.  It closes every view too.  ``async with`` opens it again.
         """
         shared = self._shared
-        if shared.closed:
+        if shared.closing or shared.released:
             return
-        shared.closed = True
+        shared.closed = shared.closing = True
         if shared.memory is not None:
             shared.memory.close()
-        for scope in shared.scopes.values():
-            await scope.aclose()
-        if shared.channel is not None:
-            await shared.channel.aclose()
-        if shared.backend is not None:
-            await shared.replay.aclose(_GRACE)
-            # What is under way may be making a connection, which could not be closed yet.
-            await shared.breaker.drain(_GRACE)
-            await shared.backend.aclose()
+        try:
+            for scope in shared.scopes.values():
+                await scope.aclose()
+            if shared.channel is not None:
+                await shared.channel.aclose()
+            if shared.backend is not None:
+                await shared.replay.aclose(_GRACE)
+                # What is under way may be making a connection, which could not be closed yet.
+                await shared.breaker.drain(_GRACE)
+        finally:
+            # A cancellation takes the time for all that away, and leaves no connection open; of a second one the rest
+            # is left to another call.
+            try:
+                if shared.backend is not None:
+                    await shared.backend.aclose()
+                shared.released = True
+            finally:
+                shared.closing = False
 
     # Reading --------------------------------------------------------------------------------------------------------
 

@@ -303,10 +303,17 @@ def _moment(name: str, value: datetime | time) -> str:
     return f"{name}<{value.isoformat()},{value.fold},{value.tzinfo}>"
 
 
+def _int_text(value: int) -> str:
+    try:
+        return int.__repr__(value)
+    except ValueError:  # more digits than Python turns into decimals (sys.set_int_max_str_digits)
+        return hex(value)
+
+
 _PLAIN: Final[dict[type, Callable[[Any], str]]] = {
     type(None): lambda _: "None",
     bool: lambda value: "True" if value else "False",
-    int: int.__repr__,
+    int: _int_text,
     float: float.__repr__,
     complex: complex.__repr__,
     str: json.dumps,

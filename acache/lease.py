@@ -24,6 +24,7 @@ from typing import Final, Literal, TypeAlias
 from .clock import Clock, Timer
 from .entry import new_token
 from .errors import BackendError, CacheClosed
+from .loading import Flight
 from .notes import Notes
 from .remote import Remote
 
@@ -52,14 +53,18 @@ class Lease:
         ttl: seconds for which others believe in a holder of whom they hear nothing.
         clock: for the renewals and pauses.
         notes: of the failures.
+        flight: the one that holds it; told to stop, it renews no more, whether its loader obeys or not.
     """
 
-    def __init__(self, remote: Remote, key: str, *, house: bytes, ttl: float, clock: Clock, notes: Notes) -> None:
+    def __init__(
+        self, remote: Remote, key: str, *, house: bytes, ttl: float, clock: Clock, notes: Notes, flight: Flight
+    ) -> None:
         self._remote: Final = remote
         self._key: Final = key
         self._ttl: Final = ttl
         self._clock: Final = clock
         self._notes: Final = notes
+        self._flight: Final = flight
         self._house: Final = house + os.getpid().to_bytes(8)  # a fork is another process
         self._me: Final = self._house + new_token()
         self._claimed = False
@@ -117,6 +122,8 @@ class Lease:
         self._renewal = asyncio.get_running_loop().create_task(self._renew(), name="acache lease renewal")
 
     async def _renew(self) -> None:
+        if self._flight.abandoned:
+            return
         try:
             record, version = await self._remote.read_lease(self._key)
             if record is not None and not record.startswith(self._me):

@@ -396,9 +396,7 @@ class Binder:
                 msg = f"{self.owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
                 raise ConfigurationError(msg)
         self.tag_templates: Final = [Template(tag, annotations, self.owner, "tag") for tag in rules.tags]
-        if rules.condition is not None and not callable(rules.condition):
-            msg = f"{self.owner}: condition={rules.condition!r}: pass a function of the result"
-            raise ConfigurationError(msg)
+        _check_rules(rules, self.owner)
         self._version: Final = "" if rules.version is None else f"@{rules.version}"
 
     def key_of(self, arguments: Mapping[str, Any]) -> str:
@@ -442,6 +440,16 @@ class Binder:
             msg = f"{self.owner}: self={short(arguments['self'])}: the helpers of a method take the instance first"
             raise InvalidKey(msg)
         return arguments
+
+
+def _check_rules(rules: Rules, owner: str) -> None:
+    if rules.condition is not None and not callable(rules.condition):
+        msg = f"{owner}: condition={rules.condition!r}: pass a function of the result"
+        raise ConfigurationError(msg)
+    for name, rule in (("condition", rules.condition), ("ttl", rules.ttl), ("key", rules.key)):
+        if inspect.iscoroutinefunction(rule):
+            msg = f"{owner}: {name}={rule!r} is a coroutine function, and nothing awaits it: write it with def"
+            raise ConfigurationError(msg)
 
 
 def _bind(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any], owner: str) -> dict[str, Any]:

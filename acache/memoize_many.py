@@ -12,7 +12,7 @@ from inspect import Parameter
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
 
 from .clock import Clock
-from .errors import ConfigurationError, KeyMissing
+from .errors import ConfigurationError, InvalidKey, KeyMissing
 from .events import Counters, Stats
 from .inputs import several
 from .loading import Load, NotLoaded, Window
@@ -207,7 +207,14 @@ class _Behind(Generic[K, V]):
 
     def _by_key(self, arguments: dict[str, Any]) -> dict[str, K]:
         items = several(arguments[self._items], self._items)
-        return {self._binder.key_of(arguments | {self._items: item}): typing.cast("K", item) for item in items}
+        by_key = {self._binder.key_of(arguments | {self._items: item}): typing.cast("K", item) for item in items}
+        if len(set(by_key.values())) < len(by_key):
+            msg = (
+                f"{self._binder.owner}: among {self._items} are some that are equal and have two keys, as 1 and 1.0 do:"
+                " a dict of results cannot tell them apart, so ask for them in two calls"
+            )
+            raise InvalidKey(msg)
+        return by_key
 
     def _load(self, arguments: dict[str, Any], by_key: Mapping[str, K], key: str, call: Call) -> Load:
         rules = self._rules

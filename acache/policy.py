@@ -128,6 +128,9 @@ class Policy:
             refuse(f"early_refresh={self.early_refresh!r}: XFetch's beta, 0 for off, 1.0 for the usual strength")
         if self.refresh_ahead is not None and not (_is_number(self.refresh_ahead) and 0 < self.refresh_ahead < 1):
             refuse(f"refresh_ahead={self.refresh_ahead!r}: a fraction of ttl between 0 and 1, or None")
+        for name in ("lease", "replay", "finish_abandoned"):
+            if not isinstance(getattr(self, name), bool):
+                refuse(f"{name}={getattr(self, name)!r}: True or False")
         if self.on_backend_error not in ("miss", "raise"):
             refuse(f'on_backend_error={self.on_backend_error!r}: "miss" or "raise"')
         if self.soft_timeout is not None:

@@ -25,6 +25,7 @@ from .errors import (
     CacheClosed,
     ConfigurationError,
     DecodeError,
+    KeyMissing,
     Unsupported,
     ValueTooLarge,
 )
@@ -43,6 +44,8 @@ TAG_TTL: Final = 30 * 86400.0
 """Seconds a tag's token is kept; losing one invalidates what is under it."""
 _EPOCH: Final = ""
 """What no user's tag is called."""
+_ROUGH: Final = 1.0
+"""Seconds by which two clocks may count the same minute differently."""
 _ATTEMPTS: Final = 50
 _CONCURRENT: Final = 32
 _FAILURES: Final = 5
@@ -217,6 +220,7 @@ class Remote:
         self.epochs: Final = (_EPOCH,) if namespace and self._cas is not None and isinstance(backend, Clear) else ()
         """The tag whose token is the namespace's epoch, where `clear` has loads of other processes to look out for."""
         self._notify: Final = backend if isinstance(backend, Notify) else None
+        self._rough: Final = _ROUGH + getattr(backend, "ttl_granularity", 0.0)
 
     @property
     def guarded(self) -> bool:
@@ -497,17 +501,31 @@ class Remote:
         await self._call(self._backend.set, wire, token, ttl=TAG_TTL)
         return token
 
-    async def late_tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes] | None:
+    async def late_tag_tokens(self, tags: Sequence[str], *, since: float) -> dict[str, bytes] | None:
         """Read the tokens of tags that a load learnt of while it ran, making those that are missing.
 
-        ``None``: one of them was invalidated a short time ago, perhaps after the load had read what it is made of.
+        ``None``: one of them was invalidated since the load began at ``since`` (monotonic), or a moment before: after
+        it had read what it is made of, perhaps.
 
         An invalidation writes its note first and the token second, and here they are read in the opposite order: who
         sees the new token sees the note too, and who sees the old one stores what is invalid at once.  The note is
         there for longer than any load may take to its fill.
         """
         tokens = await self.make_tag_tokens(tags)
-        return None if await self._get_many([self._keys.invalidated(tag) for tag in tags]) else tokens
+        for note in await self._get_many([self._keys.invalidated(tag) for tag in tags]):
+            if await self._age(note) <= self._clock.monotonic() - since + self._rough:
+                return None
+        return tokens
+
+    async def _age(self, note: str) -> float:
+        """Tell how long a note has been there, by the engine's clock: from what is left of its time."""
+        if self._touch is None:
+            return 0.0
+        try:
+            left = await self._call(self._touch.ttl, note)
+        except KeyMissing:
+            return TOMBSTONE_TTL
+        return 0.0 if left is None else TOMBSTONE_TTL - left
 
     async def replace_tag_tokens(self, tags: Iterable[str]) -> None:
         """Give tags new tokens: what carries the old ones is invalid from now on."""

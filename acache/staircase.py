@@ -20,6 +20,7 @@ from .clock import FOREVER, ttl_seconds
 from .coherence import TagCell
 from .entry import Entry, pack
 from .errors import BackendError, LoadTimeout
+from .events import logger
 from .inputs import tag_names
 from .lease import Lease, Verdict
 from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
@@ -220,7 +221,7 @@ class Staircase:
         """Step 7: load if no other process does; else take what that one stored, or its place when it is gone."""
         load, policy, clock = attempt.load, attempt.load.policy, self._tiers.shared.clock
         house, ttl = self._scope.house, policy.lease_ttl
-        lease = Lease(remote, load.key, house=house, ttl=ttl, clock=clock, notes=self._notes)
+        lease = Lease(remote, load.key, house=house, ttl=ttl, clock=clock, notes=self._notes, flight=flight)
         began = self._now()
         try:
             while (verdict := await self._claim(lease, load)) != "load":
@@ -447,7 +448,9 @@ class Staircase:
             payload = self._tiers.codec.encode(value)
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
             filled = False
-            if self._now() - attempt.looked_at <= FILL_WITHIN:
+            if self._now() - attempt.looked_at > FILL_WITHIN:
+                logger.warning("%r took %.0f s to load and is not stored: over %.0f s", load.key, took, FILL_WITHIN)
+            else:
                 attempt.mark.loading = False
                 try:
                     filled = await remote.fill(load.key, envelope, attempt.version, epoch=attempt.epoch)
@@ -479,7 +482,7 @@ class Staircase:
         if attempt.remote is None or attempt.version is _UNKNOWN:
             return True
         try:
-            tokens = await attempt.remote.late_tag_tokens(late)
+            tokens = await attempt.remote.late_tag_tokens(late, since=attempt.looked_at)
         except BackendError as error:
             self._notes.failure("fill", attempt.load.key, error, raised=False)
             return False

@@ -177,6 +177,10 @@ class Shared:
     """Seconds for which a near copy is kept where nobody tells of changes."""
     channel: Channel | None = None
     closed: bool = False
+    closing: bool = False
+    """Whether an ``aclose`` is under way."""
+    released: bool = False
+    """Whether one came to its end."""
 
     def scope(self, namespace: str) -> Scope:
         """Return the one of this namespace."""

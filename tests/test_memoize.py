@@ -1288,3 +1288,29 @@ async def test_fastapi_sees_an_ordinary_dependency_and_endpoint(calls: Calls):
     assert schema["paths"]["/items/{item_id}"]["get"]["description"] == "Read an item."
     assert [p["name"] for p in schema["paths"]["/users/{user_id}"]["get"]["parameters"]] == ["user_id", "verbose"]
     await cache.aclose()
+
+
+@pytest.mark.parametrize("rule", ["condition", "ttl", "key"])
+def test_a_rule_that_nobody_would_await_is_refused(cache: Cache, rule: str):
+    """A coroutine is true, and no number and no key."""
+
+    async def decide(_: object) -> bool:
+        return False
+
+    with pytest.raises(ConfigurationError, match=f"{rule}=.*coroutine function"):
+
+        @cache.cached(**{rule: decide})  # type: ignore[arg-type]
+        async def f(a: int) -> int:
+            return a
+
+
+async def test_an_int_of_any_size_makes_a_key(cache: Cache):
+    """Also one of more digits than Python writes as decimals."""
+
+    @cache.cached()
+    async def bits(number: int) -> int:
+        return number.bit_length()
+
+    assert bits.key(10**5000) != bits.key(10**5000 + 1)
+    assert await bits(10**5000) == (10**5000).bit_length()
+    assert await bits(-(10**5000)) == (10**5000).bit_length()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from acache import Cache, ConfigurationError, KeyMissing, Memory, MemoryBackend, Policy, RecursiveLoad
+from acache import Cache, ConfigurationError, InvalidKey, KeyMissing, Memory, MemoryBackend, Policy, RecursiveLoad
 from acache.testing import FakeClock
 
 Build = Callable[..., Cache]
@@ -467,3 +467,18 @@ async def test_a_single_item_is_refreshed_ahead_and_many_are_not(build: Build, s
         for _ in range(30):
             await asyncio.sleep(0)
         assert source.asked == [[1, 2], [1]]
+
+
+async def test_items_that_are_equal_and_have_two_keys_are_refused():
+    """One dict of results cannot hold a value for each."""
+    async with Cache() as cache:
+
+        @cache.cached_many()
+        async def texts(items: list[object]) -> dict[object, str]:
+            return {item: repr(item) for item in items}
+
+        with pytest.raises(InvalidKey, match="two calls"):
+            await texts([1, 1.0])
+        assert await texts([1]) == {1: "1"}
+        assert await texts([1.0]) == {1.0: "1.0"}
+        assert await texts([1, 1, 2]) == {1: "1", 2: "2"}

@@ -18,6 +18,7 @@ from typing import Final, Literal, Protocol, TypeAlias
 from weakref import ref
 
 from ..backends.base import Backend, Track
+from ..backends.gate import Gate
 from ..clock import FOREVER, Clock, Timer
 from ..errors import BackendError, BackendRefused, BackendTimeout
 
@@ -101,8 +102,8 @@ class Channel:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._checking: asyncio.Task[None] | None = None
         self._timer: Timer | None = None
-        self._first: asyncio.Future[None] | None = None
-        """Done when the first check of this loop, or of the latest member, has ended, however it ended."""
+        self._first: Gate | None = None
+        """Opened when the first check of this loop, or of the latest member, has ended, however it ended."""
         self._awaited = False
         """Whether there is a member that no check has asked for yet."""
         self._losses = 0
@@ -137,12 +138,12 @@ class Channel:
         if self._loop is not loop:
             self._open(loop)
         elif self._awaited and self.state != "refused":
-            self._first = loop.create_future()
+            self._first = Gate()
             if self._checking is None:  # otherwise it notices
                 self._check_now()
         self._awaited = False
-        if self._first is not None and not self._first.done():
-            await asyncio.wait([self._first], timeout=patience)
+        if self._first is not None:
+            await self._first.wait(patience)
         if self._insist and self._refusal is not None:
             raise BackendRefused(*self._refusal.args) from self._refusal.__cause__
 
@@ -171,7 +172,7 @@ class Channel:
             self._distrust(member)
         if self.state == "armed":
             self._become("lost")
-            if self._checking is None:
+            if self._checking is None and self._loop is not None:
                 self._check_now()
 
     async def aclose(self) -> None:
@@ -184,7 +185,7 @@ class Channel:
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         self._stop()
-        self._loop, self._first = loop, loop.create_future()
+        self._loop, self._first = loop, Gate()
         self.state = "opening"
         self._check_now()
 
@@ -235,8 +236,8 @@ class Channel:
         finally:
             if self._checking is me:  # not closed, or opened in another loop, meanwhile
                 self._checking = None
-                if self._first is not None and not self._first.done():
-                    self._first.set_result(None)
+                if self._first is not None:
+                    self._first.open()
                 self._check_later(delay)
 
     async def _attempt(self) -> float:
@@ -247,6 +248,8 @@ class Channel:
                 for _ in range(_ATTEMPTS):
                     losses, began, members = self._losses, self._clock.monotonic(), dict(self._members)
                     await self._tracking.check(tuple(members))
+                    if self._checking is not asyncio.current_task():
+                        return FOREVER  # closed meanwhile, and the cancellation was swallowed on its way
                     if losses == self._losses and members.keys() == self._members.keys():
                         self._armed(began)
                         return HEARTBEAT

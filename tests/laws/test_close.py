@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from acache import AcacheError, Cache, CacheClosed, MemoryBackend, Policy
+from acache.testing import FaultyBackend
 
 if TYPE_CHECKING:
     from tests.laws.conftest import Topology
@@ -313,3 +314,57 @@ async def no_connection(topology: Topology) -> None:
         if await topology.connections() == 0:
             return
     assert await topology.connections() == 0
+
+
+class Releasing(FaultyBackend):
+    """Counts how often it was closed."""
+
+    closed = 0
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+
+async def test_a_cancelled_aclose_closes_the_backend_all_the_same():
+    """It cuts the time short that operations under way are given; a second call has nothing left to do."""
+    backend = Releasing()
+    cache = Cache(backend, namespace="n")
+    held = backend.hold("get")
+    reading = asyncio.create_task(cache.get("k"))
+    await held.reached.wait()
+    closing = asyncio.create_task(cache.aclose())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert backend.closed == 0  # it waits for the read
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert backend.closed == 1
+    await cache.aclose()
+    assert backend.closed == 1
+    held.release()
+    await asyncio.wait([reading])
+
+
+async def test_an_aclose_that_was_cancelled_twice_is_taken_up_by_the_next():
+    """What was not closed then is closed."""
+
+    class Slow(Releasing):
+        gate = asyncio.Event()
+
+        async def aclose(self) -> None:
+            await self.gate.wait()
+            await super().aclose()
+
+    backend = Slow()
+    cache = Cache(backend, namespace="n")
+    closing = asyncio.create_task(cache.aclose())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert backend.closed == 0
+    backend.gate.set()
+    await cache.aclose()
+    assert backend.closed == 1

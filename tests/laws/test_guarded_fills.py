@@ -77,7 +77,9 @@ class Engine:
         """Return a process of its own; the end of the test closes it."""
         options.setdefault("policy", Policy(backend_timeout=30))
         memory = 100 if near else None
-        cache = Cache(backend or self.open(), memory=memory, namespace=self.namespace, clock=self.clock, **options)
+        # Nobody tells of changes: a fill by a script would be told back, and cost the near copy that is looked at here.
+        options |= {"memory": memory, "namespace": self.namespace, "clock": self.clock, "coherence": None}
+        cache = Cache(backend or self.open(), **options)
         self._caches.append(cache)
         return cache
 

@@ -11,7 +11,7 @@ import textwrap
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -822,3 +822,36 @@ def test_a_lease_longer_than_a_load_may_take_is_refused():
     with pytest.raises(ConfigurationError, match=r"lease_ttl=10\.0 must be shorter than load_timeout=5\.0"):
         Policy(lease=True, load_timeout=5)
     assert Policy(lease=True, load_timeout=5, lease_ttl=2).lease
+
+
+async def test_a_load_that_was_abandoned_and_does_not_stop_is_replaced_after_the_lease():
+    """Nobody waits for it any more, and it keeps nobody waiting."""
+    clock, store, begun, stop = FakeClock(), MemoryBackend(), asyncio.Event(), asyncio.Event()
+
+    async def stubborn() -> str:
+        begun.set()
+        while not stop.is_set():
+            with suppress(asyncio.CancelledError):
+                await stop.wait()
+        return "late"
+
+    async def load() -> str:
+        return "value"
+
+    policy = Policy(lease=True, lease_ttl=10)
+    async with (
+        Cache(store, namespace="n", clock=clock, policy=policy) as first,
+        Cache(store, namespace="n", clock=clock, policy=policy) as second,
+    ):
+        abandoned = asyncio.create_task(first.get_or_load("k", stubborn))
+        await begun.wait()
+        abandoned.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await abandoned
+        waiting = asyncio.create_task(second.get_or_load("k", load))
+        async with asyncio.timeout(60):
+            while not waiting.done():
+                clock.advance(1)
+                await asyncio.sleep(0.001)
+        assert await waiting == "value"
+        stop.set()

@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from acache import BackendUnavailable, Cache, Policy, current_load
+from acache import BackendUnavailable, Cache, MemoryBackend, Policy, current_load
 from acache.events import FillRefused
-from acache.testing import FaultyBackend, Recorder
+from acache.testing import FakeClock, FaultyBackend, Recorder
 
 if TYPE_CHECKING:
     from tests.laws.conftest import Topology, When
@@ -1075,3 +1075,35 @@ async def test_who_comes_after_a_change_does_not_wait_for_a_load_that_began_duri
         assert await waiting == "old"
         assert done != set(), "it waits for the load that began before"
         assert await later == ("written" if change == "set" else "new")
+
+
+async def test_a_tag_that_a_loader_adds_is_stored_again_soon_after_its_invalidation():
+    """What begins to load after an invalidation is stored, whenever the loader says what its tags are."""
+    clock = FakeClock()
+
+    async def load() -> str:
+        current_load().tags.add("t")
+        return "value"
+
+    async with Cache(MemoryBackend(clock=clock), namespace="n", clock=clock) as cache:
+        assert await cache.get_or_load("k", load) == "value"
+        await cache.invalidate_tags("t")
+        assert await cache.get("k") is None
+        clock.advance(1.1)  # by which clocks may differ in counting a minute
+        assert await cache.get_or_load("k", load) == "value"
+        assert await cache.get("k") == "value"
+        assert cache.stats().fills_refused == 0
+
+
+async def test_a_load_that_took_too_long_to_be_stored_says_so(caplog: pytest.LogCaptureFixture):
+    """It might be older than a deletion that nobody remembers any more."""
+    clock = FakeClock()
+
+    async def load() -> str:
+        clock.advance(56)
+        return "value"
+
+    async with Cache(MemoryBackend(clock=clock), namespace="n", clock=clock) as cache:
+        assert await cache.get_or_load("k", load) == "value"
+        assert await cache.get("k") is None
+    assert "took 56 s to load and is not stored" in caplog.text

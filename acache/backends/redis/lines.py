@@ -16,6 +16,7 @@ from itertools import islice
 from typing import Any, Final
 
 from ...errors import BackendTimeout, BackendUnavailable
+from ..gate import Gate
 from .pieces import read_in_pieces
 from .resp import INCOMPLETE, Push, Reader
 
@@ -353,6 +354,8 @@ class Lines:
         """Beside the others, for long values in pieces, of which one has the line to itself."""
         self._lone_turn: Final = asyncio.Lock()
         self._opening: asyncio.Task[Line] | None = None
+        self._gate = Gate()
+        """Opened when the line that is being opened is there, or is not to be had."""
         self._newest: Line | None = None
         """The last one that was opened, until it is known whether it was of any use."""
         self._retired: list[Line] = []
@@ -468,17 +471,9 @@ class Lines:
             self._judge()
             if self._last is not None and loop.time() < self._not_before:
                 raise self._last.with_traceback(None)  # it would be the same again, a moment ago as it was
-            self._opening = loop.create_task(self._open_one())
-            self._opening.add_done_callback(_look_at)
-        opening = self._opening
-        try:
-            await asyncio.shield(opening)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if opening.cancelled() and not (task is not None and task.cancelling()):
-                msg = "the connection was closed while it was being opened"
-                raise BackendUnavailable(msg) from None
-            raise
+            self._opening, self._gate = loop.create_task(self._open_one()), Gate()
+            self._opening.add_done_callback(partial(_pass, self._gate))
+        await self._gate.wait()
 
     async def _open_one(self) -> Line:
         try:
@@ -569,7 +564,9 @@ def _nothing(_: object) -> None:
     """Take no notice."""
 
 
-def _look_at(task: asyncio.Task[Line]) -> None:
-    """Take note of the outcome, which nobody may be waiting for any more."""
-    if not task.cancelled():
-        task.exception()
+def _pass(gate: Gate, task: asyncio.Task[Line]) -> None:
+    """Let those go on who waited for a connection to be opened."""
+    if task.cancelled():
+        gate.open(BackendUnavailable("the connection was closed while it was being opened"))
+    else:
+        gate.open(task.exception())
