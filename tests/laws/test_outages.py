@@ -79,7 +79,7 @@ async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
             if engine == "mongodb":
                 direct = f"mongodb://{parts.hostname}:{parts.port}/{namespace}?collection=c&directConnection=true"
             behind = direct.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{proxy.port}")
-            far = Far([proxy], open_backend(behind), open_backend(direct), namespace)
+            far = Far([proxy], opened(behind), opened(direct), namespace)
         yield far
         far.resume()
         await far.backend.aclose()
@@ -90,11 +90,18 @@ async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
         await far.past.aclose()
 
 
+def opened(url: str) -> Backend:
+    """Return the far tier under an address that has one."""
+    backend = open_backend(url)
+    assert backend is not None
+    return backend
+
+
 async def over_cluster(url: str, namespace: str, stack: AsyncExitStack) -> Far:
     """Put a proxy before each node."""
     parts = urlsplit(url)
     async with Redis(host=parts.hostname or "", port=parts.port or 0) as node:
-        slots: list[Any] = await node.execute_command("CLUSTER", "SLOTS")
+        slots: Any = await node.execute_command("CLUSTER", "SLOTS")
     ports = {int(master[1]) for _, _, master, *_ in slots}
     proxies = {port: await stack.enter_async_context(Proxy("127.0.0.1", port)) for port in ports}
 
