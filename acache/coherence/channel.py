@@ -6,9 +6,9 @@
         +------------------------------------------------------------------------+------------+
 
 Untrusted, the near tier answers nothing and takes nothing in; what it held before is left to those who take a stale
-value rather than an error.  The bound is looked at on every hit, so it holds also for a
-process that was stopped, and for a loop that was blocked and has not yet run the heartbeat that is due.  Trust that
-ran out while nothing was lost comes back with the next check: until that returned, every change has been told.
+value rather than an error.  The bound is looked at on every hit, so it holds also for a process that was stopped, and
+for a loop that was blocked and has not yet run the heartbeat that is due.  Trust that ran out while nothing was lost
+comes back with the next check: until that returned, every change has been told.
 """
 
 from __future__ import annotations
