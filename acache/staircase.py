@@ -24,7 +24,7 @@ from .events import logger
 from .inputs import tag_names
 from .lease import Lease, Verdict
 from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
-from .memory import Record, fresh_until_of, terms_of
+from .memory import Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Policy
 from .remote import FILL_WITHIN, Remote, Seen
 from .tiers import Received, Tiers, until_due
@@ -150,9 +150,14 @@ class Staircase:
 
         It is no longer trusted to be the latest, but of use to those who take a stale value rather than an error.
         """
-        if (record := self._tiers.find(attempt.load.key, attempt.load.type)) is not None:
-            attempt.stale = self._stale(record, self._now(), attempt.load.type)
-        return self._spared(attempt.load, attempt.stale)
+        load, now = attempt.load, self._now()
+        if (record := self._tiers.find(load.key, load.type, doubtful=True)) is not None:
+            stale = self._stale(record, now, load.type)
+            if stale.fresh_for > 0 and self._tiers.trust.until <= now:
+                # As if its time ended now: whoever takes no stale value must not get one that may have changed.
+                stale = stale._replace(fresh_for=0.0, ttl=now - stored_at(record))
+            attempt.stale = stale
+        return self._spared(load, attempt.stale)
 
     async def reload(self, load: Load) -> Any:
         """Load although there may be a fresh value; join a load that is running."""

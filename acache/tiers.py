@@ -66,7 +66,7 @@ class Scope:
     """What the views of one namespace share."""
 
     __slots__ = (
-        *("_counters", "_digests", "_keys", "_namespace", "_observers", "_surely_plain"),
+        *("_counters", "_digests", "_keys", "_memory", "_namespace", "_observers", "_surely_plain"),
         *("backoffs", "batches", "flights", "house", "space", "tags", "trust", "watch"),
     )
 
@@ -75,6 +75,7 @@ class Scope:
         self._namespace: Final = namespace
         self._counters: Final = shared.counters
         self._observers: Final = shared.observers
+        self._memory: Final = memory
         limits = getattr(backend, "key_limits", KeyLimits())
         self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
         self._surely_plain: Final = self._keys.surely_plain
@@ -140,6 +141,12 @@ class Scope:
             self._digests.clear()
             self._digests.update(near[-(_MOST_DIGESTS // 2) :])
         self._digests[wire] = key
+
+    def distrust(self) -> None:
+        """See `Member.distrust`."""
+        self.watch.distrust()
+        if self._memory is not None and not self._memory.keep_stale:
+            self.drop()  # nobody takes a stale value
 
     def drop(self) -> None:
         """See `Member.drop`."""
@@ -271,12 +278,15 @@ class Tiers:
 
     # Near -----------------------------------------------------------------------------------------------------------
 
-    def find(self, key: str, type_: Any = None) -> Record | None:
-        """Return the near record if its tags hold, and it can be read; fresh or not."""
+    def find(self, key: str, type_: Any = None, *, doubtful: bool = False) -> Record | None:
+        """Return the near record if its tags hold, and it can be read; fresh or not.
+
+        With ``doubtful`` also while the near tier is not trusted, so that it may have changed unseen.
+        """
         if self.space is None:
             return None
         record = self.space.records.get(key)
-        if record is None or self.trust.until <= self.now():
+        if record is None or (self.trust.until <= self.now() and not doubtful):
             return None
         extra = extra_of(record)
         if extra is not None and any(cell.spoilt for cell in extra.cells):
@@ -329,7 +339,10 @@ class Tiers:
 
     def put(self, key: str, form: Any, lifetime: float, extra: Extra | None, now: float) -> None:
         """Put near what `form` made of a value."""
-        if self.space is None or self.shared.closed or self.trust.until <= now:
+        if self.space is None or self.shared.closed:
+            return
+        if self.trust.until <= now:
+            self.space.pop(key, "replaced")  # what is known now must not be followed by something older
             return
         if self.shared.channel is not None:
             self.scope.note_digest(key)

@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import unittest
+from collections.abc import Iterable
 from contextlib import asynccontextmanager
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,7 +24,7 @@ from acache.testing import BackendConformance, FakeClock
 from acache.testing.machine import backend_machine
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from acache.backends import Backend
 
@@ -131,8 +132,7 @@ class CountsDuplicates(Broken):
 class StoresWhileItReads(Broken):
     async def store(self, key: str, chunks: AsyncIterator[bytes] | Iterable[bytes], /, *, ttl: float | None) -> None:
         body = b""
-        source = chunks if hasattr(chunks, "__aiter__") else _each(chunks)  # type: ignore[arg-type]  # as just asked
-        async for chunk in source:
+        async for chunk in _each(chunks) if isinstance(chunks, Iterable) else chunks:
             body += chunk
             await self.set(key, body, ttl=ttl)
 
@@ -315,9 +315,10 @@ def test_the_suite_finds_what_is_broken(broken: type[Broken]):
 @pytest.mark.parametrize("broken", BY_MACHINE, ids=lambda cls: cls.__name__)
 def test_the_machine_finds_what_is_broken(broken: type[Broken]):
     """Whatever a sequence of operations can show."""
+    unhealthy = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
     tries = settings(
         max_examples=300, stateful_step_count=40, deadline=None, derandomize=True, database=None,
-        phases=[Phase.generate], suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate], suppress_health_check=unhealthy,
     )  # fmt: skip
     with pytest.raises((AssertionError, ExceptionGroup, ValueError)):
         run_state_machine_as_test(backend_machine(broken, suite=Suite), settings=tries)

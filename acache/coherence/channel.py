@@ -2,12 +2,13 @@
 
     untrusted -- a check returns: what is near is dropped, then trusted ---> trusted until 3 s after that check began
         ^                                                                        |            ^
-        |  lost: what is near is dropped at once                                 |            |  each second a check
+        |  lost: what is near answers no more, at once                           |            |  each second a check
         +------------------------------------------------------------------------+------------+
 
-Untrusted, the near tier answers nothing and keeps nothing.  The bound is looked at on every hit, so it holds also for a
-process that was stopped, and for a loop that was blocked and has not yet run the heartbeat that is due.  Trust that
-ran out while nothing was lost comes back with the next check: until that returned, every change has been told.
+Untrusted, the near tier answers nothing and takes nothing in; what it held before is left to those who take a stale
+value rather than an error.  The bound is looked at on every hit, so it holds also for a process that was stopped, and
+for a loop that was blocked and has not yet run the heartbeat that is due.  Trust that ran out while nothing was lost
+comes back with the next check: until that returned, every change has been told.
 """
 
 from __future__ import annotations
@@ -65,8 +66,12 @@ class Member(Protocol):
         """Forget what these keys stand for; ``None``: everything."""
         ...
 
+    def distrust(self) -> object:
+        """Keep what is being read out of the near tier, which answers no more from now on."""
+        ...
+
     def drop(self) -> object:
-        """Empty the near tier, and keep what is being read out of it."""
+        """Do the same, and empty the near tier."""
         ...
 
 
@@ -297,7 +302,8 @@ class Channel:
 
     def _distrust(self, member: Member) -> None:
         member.trust.until = 0.0
-        member.drop()
+        member.distrust()
 
     def _trust_by_time(self, member: Member) -> None:
+        member.drop()  # what was kept until now may have changed with nobody to tell
         member.trust.longest, member.trust.until = self._bounded, FOREVER

@@ -6,7 +6,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -19,6 +19,7 @@ from redis.asyncio.cluster import RedisCluster
 from acache import Backend, BackendError, BackendUnavailable, Cache, Memory, Policy
 from acache.backends.redis import RedisBackend
 from acache.backends.urls import open_backend
+from acache.coherence.channel import TRUST
 from acache.events import BreakerChanged
 from acache.testing import FakeClock, FaultyBackend, Recorder
 
@@ -78,7 +79,7 @@ async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
             if engine == "mongodb":
                 direct = f"mongodb://{parts.hostname}:{parts.port}/{namespace}?collection=c&directConnection=true"
             behind = direct.replace(f"{parts.hostname}:{parts.port}", f"127.0.0.1:{proxy.port}")
-            far = Far([proxy], open_backend(behind), open_backend(direct), namespace)
+            far = Far([proxy], opened(behind), opened(direct), namespace)
         yield far
         far.resume()
         await far.backend.aclose()
@@ -89,11 +90,18 @@ async def far(request: pytest.FixtureRequest) -> AsyncIterator[Far]:
         await far.past.aclose()
 
 
+def opened(url: str) -> Backend:
+    """Return the far tier under an address that has one."""
+    backend = open_backend(url)
+    assert backend is not None
+    return backend
+
+
 async def over_cluster(url: str, namespace: str, stack: AsyncExitStack) -> Far:
     """Put a proxy before each node."""
     parts = urlsplit(url)
     async with Redis(host=parts.hostname or "", port=parts.port or 0) as node:
-        slots: list[Any] = await node.execute_command("CLUSTER", "SLOTS")
+        slots: Any = await node.execute_command("CLUSTER", "SLOTS")
     ports = {int(master[1]) for _, _, master, *_ in slots}
     proxies = {port: await stack.enter_async_context(Proxy("127.0.0.1", port)) for port in ports}
 
@@ -348,6 +356,223 @@ async def test_what_was_removed_does_not_answer_as_a_stale_value(clock: FakeCloc
 
         with pytest.raises(LookupError):
             await cache.get_or_load("k", load)
+
+
+# Stale values of a near tier that is told of changes -----------------------------------------------------------------
+
+
+async def fail() -> str:
+    """Load from a database that is down."""
+    raise LookupError("the database is down, too")
+
+
+@dataclass
+class Told:
+    """A Redis of the test's own, and a cache that it tells of changes."""
+
+    server: PrivateRedis
+    clock: FakeClock
+    stack: AsyncExitStack
+
+    async def cache(self, **options: Any) -> Cache:
+        """Return a cache over it, which stands for a process of its own."""
+        far = RedisBackend.from_url(self.server.url, timeout=BUSY)
+        policy = Policy(**{"ttl": 300, "backend_timeout": BUSY, "error_backoff": 1, **options})
+        return await self.stack.enter_async_context(Cache(far, namespace="n", clock=self.clock, policy=policy))
+
+    async def kill(self, *caches: Cache) -> None:
+        """Let the server die, and wait until these have learnt of it."""
+        self.server.kill()
+        for cache in caches:
+            await eventually(lambda cache=cache: cache.stats().channel_losses == 1)
+
+    async def restart(self, cache: Cache) -> None:
+        """Let it come back, empty, and wait until it tells of changes."""
+        self.server.restart()
+
+        def told() -> bool:
+            self.clock.advance(0.1)  # for the next attempt
+            return cache.stats().channel_restorations == 1
+
+        await eventually(told)
+
+
+@pytest.fixture
+async def told(private_redis: Callable[..., PrivateRedis], clock: FakeClock) -> AsyncIterator[Told]:
+    """Give a Redis that tells of changes until it is killed."""
+    async with AsyncExitStack() as stack:
+        yield Told(private_redis(), clock, stack)
+
+
+async def test_a_dead_server_leaves_the_near_copies_to_those_who_take_stale_values(told: Told):
+    """While the loader fails too, until their ttl and ``stale_if_error`` are over; they are no hits for anybody."""
+    cache = await told.cache(stale_if_error=60)
+    await cache.set("k", "v")
+    assert cache.peek("k") == "v"
+    await told.kill(cache)
+    loads = 0
+
+    async def load() -> str:
+        nonlocal loads
+        loads += 1
+        return await fail()
+
+    assert cache.peek("k") is None
+    assert await cache.get("k") is None
+    assert await cache.get_many(["k"]) == {}
+    assert not await cache.has("k")
+    assert await cache.get_or_load("k", load) == "v"
+    assert await cache.get_or_load("k", load) == "v"
+    assert loads == 1, "the loader is spared for a second"
+    stats = cache.stats()
+    assert (stats.hits_near, stats.hits_stale) == (0, 2)
+    with pytest.raises(LookupError):
+        await cache.get_or_load("k", load, stale_if_error=0)
+    for seconds in (290, 69):
+        told.clock.advance(seconds)
+        assert await cache.get_or_load("k", load) == "v"
+    told.clock.advance(1)
+    with pytest.raises(LookupError):
+        await cache.get_or_load("k", load)
+
+
+async def test_a_silent_server_leaves_them_too(told: Told):
+    """Nothing is lost, as far as anybody knows, and nothing near is trusted any more."""
+    cache = await told.cache(stale_if_error=60, backend_timeout=DEADLINE)
+    await eventually(lambda: stored(cache, "k", "v"))
+    told.server.pause()
+    try:
+        told.clock.advance(TRUST + 1)
+        assert cache.peek("k") is None
+        assert await cache.get_or_load("k", fail) == "v"
+        with pytest.raises(LookupError):
+            await cache.get_or_load("k", fail, stale_if_error=0)
+    finally:
+        told.server.resume()
+
+
+async def test_each_waiter_takes_the_bypassed_copy_by_its_own_policy(told: Told):
+    """Of two who wait for one load, one gets the stale value, and the other, who takes none, the error."""
+    cache = await told.cache()
+    await cache.get_or_load("k", fail_not("v"), stale_if_error=60)
+    await told.kill(cache)
+    takes, refuses = await asyncio.gather(
+        cache.get_or_load("k", fail, stale_if_error=60), cache.get_or_load("k", fail), return_exceptions=True
+    )
+    assert takes == "v"
+    assert isinstance(refuses, LookupError)
+
+
+def fail_not(value: str) -> Callable[[], Awaitable[str]]:
+    """Return a loader that works."""
+
+    async def load() -> str:
+        return value
+
+    return load
+
+
+async def test_the_near_tier_of_a_dead_server_is_empty_where_nobody_takes_stale_values(told: Told):
+    """The loader's error passes, and the memory is free."""
+    cache = await told.cache()
+    await cache.set("k", "v")
+    await told.kill(cache)
+    assert cache.stats().near_entries == 0
+    with pytest.raises(LookupError):
+        await cache.get_or_load("k", fail)
+
+
+async def test_a_loader_that_works_hides_the_bypassed_copy(told: Told):
+    """Its value is what everybody gets, nobody gets the older one after it, and no shortcut leads there."""
+    cache = await told.cache(stale_if_error=60)
+    loads = 0
+
+    @cache.cached(key="{name}")
+    async def function(name: str) -> str:
+        nonlocal loads
+        loads += 1
+        if loads == 4:
+            raise LookupError
+        return f"loaded {loads}"
+
+    assert [await function("k") for _ in range(3)] == ["loaded 1"] * 3
+    await told.kill(cache)
+    assert [await function("k") for _ in range(2)] == ["loaded 2", "loaded 3"]
+    with pytest.raises(LookupError):
+        await function("k")
+
+
+async def test_a_server_that_is_back_finds_the_near_tier_empty(told: Told):
+    """What changed while nobody was told is seen, and what was kept for the outage is no hit and no stale value."""
+    cache = await told.cache(stale_if_error=60)
+    await cache.set_many({"k": "old", "gone": "old"})
+    await told.kill(cache)
+    assert await cache.get_or_load("k", fail) == "old"
+    await told.restart(cache)
+    assert cache.stats().near_entries == 0
+    other = await told.cache()
+    await other.set("k", "new")
+    await eventually(lambda: readable(cache, "k", "new"))
+    told.server.kill()
+    await eventually(lambda: cache.stats().channel_losses == 2)
+    with pytest.raises(LookupError):
+        await cache.get_or_load("gone", fail)
+
+
+@pytest.mark.parametrize("removal", ["set", "delete", "delete_many", "invalidate_tags", "clear"])
+async def test_what_this_process_changes_during_the_outage_does_not_answer(told: Told, removal: str):
+    """Although the far tier cannot confirm it."""
+    cache = await told.cache(stale_if_error=60)
+    await cache.set("k", "v", tags=["t"])
+    await told.kill(cache)
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "set": lambda: cache.set("k", "new"),
+        "delete": lambda: cache.delete("k"),
+        "delete_many": lambda: cache.delete_many(["k"]),
+        "invalidate_tags": lambda: cache.invalidate_tags("t"),
+        "clear": cache.clear,
+    }
+    with suppress(BackendError):
+        await calls[removal]()
+    with pytest.raises(LookupError):
+        await cache.get_or_load("k", fail)
+
+
+@pytest.mark.parametrize("removal", ["delete", "invalidate_tags", "clear"])
+async def test_what_others_removed_just_before_the_outage_does_not_answer(told: Told, removal: str):
+    """It was told in time."""
+    cache, other = await told.cache(stale_if_error=60), await told.cache()
+    await cache.set("k", "v", tags=["t"])
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "delete": lambda: other.delete("k"),
+        "invalidate_tags": lambda: other.invalidate_tags("t"),
+        "clear": other.clear,
+    }
+    assert cache.peek("k") == "v"
+    await calls[removal]()
+    await eventually(lambda: cache.peek("k") is None)
+    await told.kill(cache)
+    with pytest.raises(LookupError):
+        await cache.get_or_load("k", fail)
+
+
+async def test_a_server_that_refuses_to_tell_after_a_loss_finds_the_near_tier_empty(told: Told):
+    """From then on near copies are trusted for a time, but none from before: it may have changed with nobody to tell."""
+    cache, other = await told.cache(stale_if_error=60), await told.cache()
+    await cache.set("k", "old")
+    assert cache.peek("k") == "old"
+    async with Redis.from_url(told.server.url) as raw:
+        await raw.execute_command("ACL", "SETUSER", "default", "-client|tracking")
+        await raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await eventually(lambda: stored(other, "k", "new"))
+
+    def refused() -> bool:
+        told.clock.advance(0.1)
+        return cache._shared.channel.state == "refused"  # type: ignore[union-attr] - there is one
+
+    await eventually(refused)
+    assert cache.peek("k") is None
+    assert await cache.get("k") == "new"
 
 
 # The breaker ---------------------------------------------------------------------------------------------------------
