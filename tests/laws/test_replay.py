@@ -345,28 +345,31 @@ async def test_only_the_keys_that_failed_are_kept(cache: Cache, backend: FaultyB
     assert cache.stats().replay_kept == 1
 
 
+class Plain:
+    """An engine that cannot compare and set."""
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.store = FaultyBackend(clock=clock)
+
+    async def get(self, key: str, /) -> bytes | None:
+        return await self.store.get(key)
+
+    async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
+        await self.store.set(key, data, ttl=ttl)
+
+    async def delete(self, key: str, /) -> bool:
+        return await self.store.delete(key)
+
+    async def aclose(self) -> None:
+        pass
+
+
 async def test_an_engine_without_compare_and_set_gets_removals_only(
     clock: FakeClock, settle: Callable[..., Awaitable[None]]
 ):
     """Where nothing tells whether somebody wrote meanwhile, a late value is never stored."""
 
-    class Plain:
-        def __init__(self) -> None:
-            self.store = FaultyBackend(clock=clock)
-
-        async def get(self, key: str, /) -> bytes | None:
-            return await self.store.get(key)
-
-        async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
-            await self.store.set(key, data, ttl=ttl)
-
-        async def delete(self, key: str, /) -> bool:
-            return await self.store.delete(key)
-
-        async def aclose(self) -> None:
-            pass
-
-    backend = Plain()
+    backend = Plain(clock)
     async with Cache(backend, memory=None, clock=clock) as cache:
         await cache.set("k", "old")
         backend.store.fail()
@@ -701,26 +704,10 @@ async def test_a_fill_that_could_not_be_taken_back_is_removed_later(
 ):
     """An engine that cannot compare stored a load's value over a delete, and the removal of it failed."""
 
-    class Plain:
-        def __init__(self) -> None:
-            self.store = FaultyBackend(clock=clock)
-
-        async def get(self, key: str, /) -> bytes | None:
-            return await self.store.get(key)
-
-        async def set(self, key: str, data: bytes, /, *, ttl: float | None) -> None:
-            await self.store.set(key, data, ttl=ttl)
-
-        async def delete(self, key: str, /) -> bool:
-            return await self.store.delete(key)
-
-        async def aclose(self) -> None:
-            pass
-
     async def load() -> str:
         return "old"
 
-    backend = Plain()
+    backend = Plain(clock)
     async with Cache(backend, memory=None, clock=clock) as cache:
         held = backend.store.hold("set")
         loading = asyncio.create_task(cache.get_or_load("k", load))
