@@ -15,9 +15,10 @@ from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict,
 
 from .backends.base import Backend, Track
 from .backends.urls import open_backend
+from .calls import Breaker
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
 from .codecs import Codec
-from .coherence import Channel, ChannelState
+from .coherence import EPOCH, Channel, ChannelState
 from .entry import Entry, Envelope
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
 from .events import BreakerChanged, ChannelChanged, Counters, Observer, Stats, emit, logger
@@ -28,7 +29,6 @@ from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import CachedBatch, HooksMany, build_many
 from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
-from .remote import Breaker
 from .replay import Replay
 from .staircase import Staircase, ahead
 from .tiers import MISS, NEAR_TTL, Extra, Shared, Tiers, until_due
@@ -502,18 +502,19 @@ class Cache:
         return found
 
     async def _read_many(
-        self, keys: list[str], receive: Callable[[Mapping[str, bytes]], Awaitable[dict[str, T]]]
+        self, keys: list[str], receive: Callable[[Mapping[str, bytes], Mapping[str, bytes]], Awaitable[dict[str, T]]]
     ) -> dict[str, T]:
         assert self._remote is not None  # noqa: S101 - for the type checker
+        there, tokens, error = await self._remote.read_many(keys)
         try:
-            there: Mapping[str, bytes] = await self._remote.read_many(keys)
-        except BackendError as error:
-            self._notes.tolerate("get_many", "", error)
-            there = error.found
+            if error is not None:
+                raise error
+        except BackendError as failure:
+            self._notes.tolerate("get_many", "", failure)
         try:
-            return await receive(there)
-        except BackendError as error:
-            self._notes.tolerate("get_many", "", error)
+            return await receive(there, tokens)
+        except BackendError as failure:
+            self._notes.tolerate("get_many", "", failure)
             return {}
 
     async def ttl(self, key: str) -> float | None:
@@ -603,14 +604,11 @@ class Cache:
         writing = _Writing(self, operation, items, loud=False)
         try:
             async with writing:
-                tokens = await self._remote.make_tag_tokens(names) if names else {}
+                tokens = await self._remote.tokens.make(names) if names else {}
+                tokens[EPOCH] = self._remote.tokens.latest_epoch
                 envelopes = {key: self._tiers.envelope(payload, lifetime, tokens) for key, payload in payloads.items()}
                 writing.envelopes = envelopes
-                if len(envelopes) == 1:
-                    for key, envelope in envelopes.items():
-                        await self._remote.write(key, envelope)
-                else:
-                    await self._remote.write_many(envelopes)
+                await self._remote.write(envelopes)
         except BackendError as error:
             self._notes.tolerate(operation, next(iter(items)) if len(items) == 1 else "", error)
         lifetime = until_due(lifetime, lifetime, self._policy)
@@ -645,7 +643,7 @@ class Cache:
             if self._trust.until <= self._now():
                 await self._tiers.get_ready()
             async with _Writing(self, "add", (key,)) as writing:
-                tokens = await self._remote.make_tag_tokens(names) if names else {}
+                tokens = await self._remote.tokens.make(names) if names else {}
                 if not await self._remote.add(key, self._tiers.envelope(payload, lifetime, tokens)):
                     return False
             for settled in writing.settled:
@@ -789,7 +787,7 @@ class Cache:
         cells.spoil(names)
         if self._remote is not None:
             try:
-                await self._remote.replace_tag_tokens(names)
+                await self._remote.tokens.replace(names)
             except BackendError as error:
                 self._notes.failure("invalidate_tags", "", error, raised=True)
                 self._tiers.invalidate_later(names, error)

@@ -1,9 +1,9 @@
 """An entry as users see it, and as it travels to the far tier.
 
-The envelope is a fixed head of 40 bytes, big-endian, then names, then the payload::
+The envelope is a fixed head of 48 bytes, big-endian, then names, then the payload::
 
     offset 0   magic 0xAC   a first byte that no ASCII text has, so counters can stay plain decimal digits
-           1   version 1
+           1   version 2
            2   flags        1 = tombstone, 2 = tags follow
            3   length of the codec's name
            4   token        8 random bytes, drawn for each write: tells two writes of equal values apart
@@ -11,9 +11,10 @@ The envelope is a fixed head of 40 bytes, big-endian, then names, then the paylo
           20   fresh_for    float64 seconds, infinity = never expires
           28   keep_for     float64 seconds, fresh_for plus the stale windows
           36   load_time    float32 seconds, what the loader took (0 for an explicit set)
-          40   the codec's name, then the tags, then the payload
+          40   epoch        8 bytes: the namespace's when it was written; zeros where it has none
+          48   the codec's name, then the tags, then the payload
 
-The first 40 bytes differ between any two writes, so an engine can tell records apart by them alone; and they tell
+The first 48 bytes differ between any two writes, so an engine can tell records apart by them alone; and they tell
 whether a reader would see a value.
 """
 
@@ -33,6 +34,7 @@ from .events import Tier
 __all__ = [
     "BARELY_FRESH",
     "HEAD_BYTES",
+    "NO_EPOCH",
     "TOKEN_BYTES",
     "Entry",
     "Envelope",
@@ -40,22 +42,26 @@ __all__ = [
     "holds_value",
     "left",
     "new_token",
+    "of_another_epoch",
     "opener",
     "pack",
     "tombstone",
     "unpack",
 ]
 
-HEAD_BYTES: Final = 40
+HEAD_BYTES: Final = 48
 """Two writes never share this many first bytes."""
 TOKEN_BYTES: Final = 8
+NO_EPOCH: Final = bytes(TOKEN_BYTES)
+"""What entries carry where `clear` does not go by epochs."""
 BARELY_FRESH: Final = 0.001
 """Seconds: fresh, and not worth a near copy."""
 
-_HEAD: Final = struct.Struct(">BBBB8sdddf")
+_HEAD: Final = struct.Struct(">BBBB8sdddf8s")
 _TAG_HEAD: Final = struct.Struct(">H")
 _MAGIC: Final = 0xAC
-_VERSION: Final = 1
+_VERSION: Final = 2
+_EPOCH_AT: Final = 40
 _TOMBSTONE: Final = 1
 _TAGGED: Final = 2
 _COUNTER: Final = re.compile(rb"0|-?[1-9][0-9]{0,18}")
@@ -88,6 +94,7 @@ class Envelope(NamedTuple):
     codec: str
     tags: tuple[tuple[str, bytes], ...]
     payload: bytes
+    epoch: bytes = NO_EPOCH
 
 
 def new_token() -> bytes:
@@ -110,6 +117,7 @@ def pack(envelope: Envelope) -> bytes:
             envelope.fresh_for,
             envelope.keep_for,
             envelope.load_time,
+            envelope.epoch,
         ),
         name,
     ]
@@ -124,21 +132,27 @@ def pack(envelope: Envelope) -> bytes:
 
 def tombstone(token: bytes, created_at: float) -> bytes:
     """Make the record a delete leaves behind: it reads as a miss, and differs from "nothing" for a running load."""
-    return _HEAD.pack(_MAGIC, _VERSION, _TOMBSTONE, 0, token, created_at, 0.0, 0.0, 0.0)
+    return _HEAD.pack(_MAGIC, _VERSION, _TOMBSTONE, 0, token, created_at, 0.0, 0.0, 0.0, NO_EPOCH)
 
 
-def holds_value(head: bytes, wall: float) -> bool:
-    """Tell whether a record that begins with ``head`` is a fresh value, or a counter."""
+def of_another_epoch(data: bytes, epoch: bytes | None) -> bool:
+    """Tell whether a record is a value that was stored under another epoch than this."""
+    return data[:1] == b"\xac" and data[2:3] != b"\x01" and data[_EPOCH_AT : _EPOCH_AT + TOKEN_BYTES] != epoch
+
+
+def holds_value(head: bytes, wall: float, epoch: bytes | None = NO_EPOCH) -> bool:
+    """Tell whether a record that begins with ``head`` is a fresh value of this epoch, or a counter."""
     if counter(head) is not None:
         return True
     try:
-        magic, version, flags, _, _, created_at, fresh_for, keep_for, load_time = _HEAD.unpack_from(head)
+        magic, version, flags, _, _, created_at, fresh_for, keep_for, load_time, of = _HEAD.unpack_from(head)
     except struct.error:
         return False
     if (
         magic != _MAGIC
         or version != _VERSION
         or flags & ~_TAGGED
+        or of != epoch
         or not _sane(created_at, fresh_for, keep_for, load_time)
     ):
         return False
@@ -168,7 +182,8 @@ def unpack(data: bytes) -> Envelope | None:
         DecodeError: these bytes are not such a record, whatever they are.
     """
     try:
-        magic, version, flags, name_length, token, created_at, fresh_for, keep_for, load_time = _HEAD.unpack_from(data)
+        magic, version, flags, name_length, token, created_at, *spans, load_time, epoch = _HEAD.unpack_from(data)
+        fresh_for, keep_for = spans
         if magic != _MAGIC or version != _VERSION:
             msg = f"not a record of format {_VERSION}: it begins with {bytes(data[:4]).hex()}"
             raise DecodeError(msg)
@@ -184,30 +199,31 @@ def unpack(data: bytes) -> Envelope | None:
         tags: tuple[tuple[str, bytes], ...] = ()
         if flags & _TAGGED:
             tags, position = _unpack_tags(data, position)
-        return Envelope(token, created_at, fresh_for, keep_for, load_time, codec, tags, data[position:])
+        return Envelope(token, created_at, fresh_for, keep_for, load_time, codec, tags, data[position:], epoch)
     except (struct.error, UnicodeDecodeError) as error:
         msg = f"not a record: cut short or garbled after {len(data)} bytes"
         raise DecodeError(msg) from error
 
 
-def opener(codec: str) -> Callable[[bytes, float], tuple[float, float, float, bytes] | None]:
-    """Return the quick way into what most reads find: a sane value without tags, of this codec.
+def opener(codec: str) -> Callable[[bytes, float, bytes | None], tuple[float, float, float, bytes] | None]:
+    """Return the quick way into what most reads find: a sane value without tags, of this codec and the epoch.
 
-    It takes a record and the wall clock, and gives the seconds of freshness that are `left`, fresh_for, load_time and
-    the payload; ``None`` for whatever takes a closer look.
+    It takes a record, the wall clock and the epoch, and gives the seconds of freshness that are `left`, fresh_for,
+    load_time and the payload; ``None`` for whatever takes a closer look.
     """
     name = codec.encode("ascii")
     head = bytes((_MAGIC, _VERSION, 0, len(name)))
-    front = struct.Struct(f">4s8xdddf{len(name)}s")
+    front = struct.Struct(f">4s8xdddf8s{len(name)}s")
     unpack_from, payload_at, infinity = front.unpack_from, front.size, math.inf
 
-    def open_quickly(data: bytes, wall: float) -> tuple[float, float, float, bytes] | None:
+    def open_quickly(data: bytes, wall: float, epoch: bytes | None) -> tuple[float, float, float, bytes] | None:
         if len(data) < payload_at:
             return None
-        begin, created_at, fresh_for, keep_for, load_time, written_by = unpack_from(data)
+        begin, created_at, fresh_for, keep_for, load_time, of, written_by = unpack_from(data)
         if (
             begin != head
             or written_by != name
+            or of != epoch
             # Comparisons with NaN are false.
             or not (-infinity < created_at < infinity and 0 < fresh_for <= keep_for and 0 <= load_time < infinity)
         ):

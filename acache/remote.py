@@ -9,69 +9,64 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Notify, Touch, Version, batch_error
+from .calls import Breaker, Calls, by_key
 from .clock import FOREVER, Clock
-from .deadlines import Deadlines, Operation
-from .entry import Envelope, counter, holds_value, left, new_token, pack, tombstone, unpack
-from .errors import (
-    BackendError,
-    BackendRefused,
-    BackendTimeout,
-    BackendUnavailable,
-    CacheClosed,
-    ConfigurationError,
-    DecodeError,
-    KeyMissing,
-    Unsupported,
-    ValueTooLarge,
-)
+from .coherence import EPOCH, Tags, Trust
+from .entry import NO_EPOCH, Envelope, counter, holds_value, left, new_token, of_another_epoch, pack, tombstone, unpack
+from .errors import BackendError, BackendUnavailable, ConfigurationError, DecodeError, Unsupported
 from .keys import WireKeys
 from .replay import Replay
+from .tokens import TOMBSTONE_TTL, Tokens
 
-__all__ = ["FILL_WITHIN", "Breaker", "Remote", "Seen"]
+__all__ = ["FILL_WITHIN", "Remote", "Seen"]
 
 T = TypeVar("T")
 
-TOMBSTONE_TTL: Final = 60.0
-"""Seconds a delete is remembered."""
 FILL_WITHIN: Final = 55.0
 """Seconds from the look at the far tier to the fill; after that a tombstone may have come and gone."""
-TAG_TTL: Final = 30 * 86400.0
-"""Seconds a tag's token is kept; losing one invalidates what is under it."""
-_EPOCH: Final = ""
-"""What no user's tag is called."""
-_ROUGH: Final = 1.0
-"""Seconds by which two clocks may count the same minute differently."""
 _ATTEMPTS: Final = 50
-_CONCURRENT: Final = 32
-_FAILURES: Final = 5
-_LONGEST_BACKOFF: Final = 30.0
-_LONGEST_PROBE: Final = 5.0
-
-State = Literal["closed", "open", "half-open"]
+_NO_TOKENS: Final[Mapping[str, bytes]] = {}
+_UNSEALED: Final[Mapping[str, bytes]] = {EPOCH: NO_EPOCH}
 
 
 class Seen:
-    """What a read saw; opened when somebody asks."""
+    """What a read saw; opened when somebody asks.
 
-    __slots__ = ("_opened", "data", "version")
+    A value of another epoch than ``tokens`` say is nothing.
+    """
 
-    def __init__(self, data: bytes | None, version: Version = None, garbage: DecodeError | None = None) -> None:
+    __slots__ = ("_opened", "data", "tokens", "version")
+
+    def __init__(
+        self,
+        data: bytes | None,
+        version: Version = None,
+        tokens: Mapping[str, bytes] = _NO_TOKENS,
+        garbage: DecodeError | None = None,
+    ) -> None:
         self.data: Final = data
         """As it is stored; ``None`` for nothing."""
         self.version: Final = version
+        self.tokens: Final = tokens
+        """Those of the namespace and of some tags, from before or beside the read."""
         self._opened: tuple[Envelope | None, int | None, DecodeError | None] | None = None
         if garbage is not None:
             self._opened = (None, None, garbage)
 
     def _open(self) -> tuple[Envelope | None, int | None, DecodeError | None]:
         if self._opened is None:
-            self._opened = _open(self.data)
+            self._opened = _open(self.data, self.epoch)
         return self._opened
+
+    @property
+    def epoch(self) -> bytes | None:
+        """The namespace's; ``None``: it has none yet, and so no value."""
+        return self.tokens.get(EPOCH)
 
     @property
     def envelope(self) -> Envelope | None:
@@ -96,118 +91,35 @@ class Seen:
         return 0.0 if number is None else FOREVER
 
 
-class Breaker:
-    """Keeps a dead server from costing a deadline per call.
+class Found(NamedTuple):
+    """What a read of many keys found, as it is stored."""
 
-    Closed until five operations in a row failed; then open, which fails at once; after a while, doubling from one
-    second to thirty with jitter, one operation is let through: it closes the breaker or opens it again.
-    """
-
-    def __init__(self, clock: Clock, on_change: Callable[[State], object]) -> None:
-        self._clock: Final = clock
-        self._on_change: Final = on_change
-        self._failures = 0
-        self._openings = 0
-        self._open_until = 0.0
-        self._last: BaseException | None = None
-        self._advice = ""
-        self.running: Final[dict[Operation, asyncio.AbstractEventLoop]] = {}
-        """The operations under way."""
-        self._idle: asyncio.Event | None = None
-        self.closed = False
-        """Whether the cache was closed: nothing passes, so that nothing connects again."""
-        self.state: State = "closed"
-
-    def check(self) -> None:
-        """Let one operation pass.
-
-        Raises:
-            CacheClosed: the cache was closed meanwhile.
-            BackendUnavailable: at once, instead of letting it wait for a dead server.
-        """
-        if self.closed:
-            msg = "the cache was closed while this operation was on its way"
-            raise CacheClosed(msg)
-        if (refusal := self.refusal()) is not None:
-            raise refusal
-        if self.state != "closed":
-            # If this one takes very long, such as a clear of millions of keys, it does not keep all others out.
-            self._open_until = self._clock.monotonic() + _LONGEST_PROBE
-            if self.state == "open":
-                self._become("half-open")
-
-    def refusal(self) -> BackendUnavailable | None:
-        """Return the error with which an operation would fail at once; ``None`` if it would pass."""
-        if self.state == "closed" or self._clock.monotonic() >= self._open_until:
-            return None
-        error = BackendUnavailable(self._advice)
-        error.__cause__ = self._last
-        return error
-
-    async def drain(self, grace: float) -> None:
-        """Let nothing pass any more; wait for what is under way, and after ``grace`` seconds end it."""
-        self.closed = True
-        loop = asyncio.get_running_loop()
-        for _ in range(2):
-            if not any(running is loop for running in self.running.values()):
-                return
-            self._idle = asyncio.Event()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._idle.wait()
-            for operation, running in self.running.items():
-                if running is loop:
-                    operation.expire()
-
-    def ended(self, operation: Operation) -> None:
-        """Note that an operation has ended."""
-        del self.running[operation]
-        if self._idle is not None and not self.running:
-            self._idle.set()
-
-    def succeeded(self) -> None:
-        """Note an answer, of whatever kind."""
-        if self._failures:
-            self._failures = self._openings = 0
-            self._last = None
-        if self.state != "closed":
-            self._become("closed")
-
-    def failed(self, error: BaseException) -> None:
-        """Note a failure."""
-        self._failures += 1
-        self._last = error.with_traceback(None)
-        self._advice = (
-            f"the far tier failed {self._failures} times in a row and is left alone for a moment; last: {error}"
-        )
-        if self.state == "half-open" or (self.state == "closed" and self._failures >= _FAILURES):
-            pause = min(_LONGEST_BACKOFF, 2.0**self._openings) * random.uniform(0.75, 1.0)  # noqa: S311 - jitter
-            self._openings += 1
-            self._open_until = self._clock.monotonic() + pause
-            self._become("open")
-
-    def abandoned(self) -> None:
-        """Note that an operation was cancelled: if it was the probe, the next one is."""
-        if self.state == "half-open":
-            self._open_until = self._clock.monotonic()
-            self._become("open")
-
-    def _become(self, state: State) -> None:
-        self.state = state
-        self._on_change(state)
+    there: Mapping[str, bytes]
+    tokens: Mapping[str, bytes]
+    """Of the namespace."""
+    error: BackendError | None
+    """Why some of the keys, or all, could not be read."""
 
 
 class Remote:
     """One namespace of one backend.  Keys are users' keys; values stay encoded."""
 
     def __init__(
-        self, backend: Backend, namespace: str, *, deadline: float, clock: Clock, breaker: Breaker, replay: Replay
+        self,
+        backend: Backend,
+        namespace: str,
+        *,
+        deadline: float,
+        clock: Clock,
+        breaker: Breaker,
+        replay: Replay,
+        tags: Tags,
+        trust: Trust,
     ) -> None:
         limits: KeyLimits = getattr(backend, "key_limits", KeyLimits())
         self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
         self._backend: Final = backend
-        self._deadline: Final = deadline
-        self._deadlines: Final = Deadlines(deadline)
+        self._calls: Final = Calls(backend, deadline, breaker)
         self._clock: Final = clock
         self._breaker: Final = breaker
         self._namespace: Final = namespace
@@ -217,10 +129,17 @@ class Remote:
         self._add: Final = backend if isinstance(backend, Add) else None
         self._counter: Final = backend if isinstance(backend, Counter) else None
         self._touch: Final = backend if isinstance(backend, Touch) else None
-        self.epochs: Final = (_EPOCH,) if namespace and self._cas is not None and isinstance(backend, Clear) else ()
-        """The tag whose token is the namespace's epoch, where `clear` has loads of other processes to look out for."""
         self._notify: Final = backend if isinstance(backend, Notify) else None
-        self._rough: Final = _ROUGH + getattr(backend, "ttl_granularity", 0.0)
+        self.tokens: Final = Tokens(
+            self._calls,
+            self._keys,
+            tags=tags,
+            trust=trust,
+            clock=clock,
+            replay=replay,
+            namespace=namespace,
+            sealed=bool(namespace) and self._cas is not None and isinstance(backend, Clear),
+        )
 
     @property
     def guarded(self) -> bool:
@@ -229,92 +148,171 @@ class Remote:
 
     # One entry ------------------------------------------------------------------------------------------------------
 
-    async def read(self, key: str) -> Seen:
-        """Read an entry, with the version a later `fill` compares."""
-        wire = self._keys.entry(key)
-        if self._cas is None:
-            return await self.peek(key)
+    async def read(self, key: str, tags: Sequence[str] = (), *, strictly: bool = False) -> Seen:
+        """Read an entry, with the version a later `fill` compares.
+
+        Args:
+            key: of the user.
+            tags: whose tokens the caller needs, too: in the same round trip, if they are not known.
+            strictly: ask for the tokens, whatever is mirrored.
+        """
         self._check(key)
-        try:
-            data, version = await self._call(self._cas.get_versioned, wire)
-        except DecodeError as error:
-            return Seen(None, garbage=error)
-        return Seen(data, version)
+        if self._cas is None:
+            return await self._look(self._unversioned(key), tags)
+        return await self._look(self._calls.one(self._cas.get_versioned, self._keys.entry(key)), tags, strictly)
 
     async def peek(self, key: str) -> Seen:
         """Read an entry without its version: cheaper where nothing will be filled."""
         self._check(key)
+        return await self._look(self._unversioned(key))
+
+    async def _unversioned(self, key: str) -> tuple[bytes | None, Version]:
+        return await self._calls.one(self._backend.get, self._keys.entry(key)), None
+
+    async def _look(
+        self,
+        reading: Coroutine[Any, Any, tuple[bytes | None, Version]],
+        tags: Sequence[str] = (),
+        strictly: bool = False,  # noqa: FBT001, FBT002 - positional, as all here
+    ) -> Seen:
         try:
-            return Seen(await self._call(self._backend.get, self._keys.entry(key)))
+            (data, version), tokens = await self.beside(reading, (*self.tokens.seal, *tags), strictly=strictly)
         except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
             return Seen(None, garbage=error)
+        return Seen(data, version, await self.agreeing(data, tokens))
 
-    async def read_many(self, keys: Sequence[str]) -> dict[str, bytes]:
-        """Read many entries as they are stored, without versions; keys without one are left out.
+    async def agreeing(self, data: bytes | None, tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """Return the tokens to judge a record by: asked for again, if it was stored under another epoch.
 
-        Raises:
-            BackendError: its ``found`` has the entries that could be read, its ``failed`` the keys of the others.
+        It may be newer than what was known of the epoch when it was read.
         """
-        changed = {key for key in keys if self._replay.holds(self._namespace, key)} if self._replay else set[str]()
-        wires = self._keys.entries([key for key in keys if key not in changed] if changed else keys)
-        try:
-            found = await self._get_many(list(wires))
-        except BackendError as error:
-            error.found = {wires[wire]: data for wire, data in error.found.items()}
-            raise _by_key(error, wires)  # noqa: B904 - the same error
-        there = {wires[wire]: data for wire, data in found.items()}
-        if changed:
-            raise batch_error({key: self._replay.refusal(self._namespace, key) for key in changed}, found=there)
-        return there
+        if not self.tokens.seal:
+            return {**tokens, EPOCH: NO_EPOCH} if tokens else _UNSEALED
+        if data is None or not of_another_epoch(data, tokens.get(EPOCH)):
+            return tokens
+        rest = {tag: token for tag, token in tokens.items() if tag != EPOCH}
+        return rest | await self.tokens.read(self.tokens.seal)
 
-    async def write(self, key: str, envelope: Envelope) -> None:
-        """Store an entry over whatever is there."""
-        await self._call(self._backend.set, self._keys.entry(key), pack(envelope), ttl=_lifetime(envelope.keep_for))
+    async def judged(self, data: bytes) -> Seen:
+        """Return what somebody else has just stored, with the tokens of this moment to judge it by."""
+        tokens = self.tokens.known(self.tokens.seal)
+        if self.tokens.seal and not tokens:
+            tokens = await self.tokens.read(self.tokens.seal)
+        return Seen(data, tokens=await self.agreeing(data, tokens))
 
-    async def write_many(self, envelopes: Mapping[str, Envelope]) -> None:
-        """Store entries that have one lifetime."""
-        if not envelopes:
-            return
-        wires = self._keys.entries(envelopes)
-        ttl = _lifetime(next(iter(envelopes.values())).keep_for)
-        try:
-            await self._set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
-        except BackendError as error:
-            raise _by_key(error, wires)  # noqa: B904 - the same error
-
-    async def fill(self, key: str, envelope: Envelope, version: Version, *, epoch: bytes | None = None) -> bool:
-        """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen, or cleared.
+    async def beside(
+        self, operation: Coroutine[Any, Any, T], names: Sequence[str], *, strictly: bool = False
+    ) -> tuple[T, Mapping[str, bytes]]:
+        """Do an operation, and have some tokens in the same round trip: those that are mirrored, if all of them are.
 
         Args:
-            key: of the user.
-            envelope: the entry.
-            version: what was seen before the load.
-            epoch: that of the namespace before the load, where it has any.
+            operation: any call of the backend.
+            names: of tags, and of the epoch; those that have no token are left out.
+            strictly: ask for them, whatever is mirrored.
+        """
+        known = {} if strictly else self.tokens.known(names)
+        missing = [name for name in names if name not in known] if len(known) < len(names) else ()
+        if not missing:
+            return await operation, known
+        if self._breaker.state != "closed":
+            # It lets one operation through: the other is for when that has succeeded.
+            result = await operation
+            return result, {**known, **await self.tokens.read(missing)}
+        try:
+            asked = self.tokens.ask(missing)
+        except BaseException:
+            operation.close()
+            raise
+        try:
+            result = await operation
+            return result, {**known, **await asked}
+        finally:
+            if not asked.cancel() and not asked.cancelled():
+                asked.exception()  # so that it counts as heard, if the operation failed too
+
+    async def read_many(self, keys: Sequence[str]) -> Found:
+        """Read many entries without versions, and the epoch with them; keys without an entry are left out."""
+        changed = {key for key in keys if self._replay.holds(self._namespace, key)} if self._replay else set[str]()
+        wires = self._keys.entries([key for key in keys if key not in changed] if changed else keys)
+        tokens = self.tokens.known(self.tokens.seal) if self.tokens.seal else _UNSEALED
+        error: BackendError | None = None
+        found: Mapping[str, bytes]
+        try:
+            if tokens:
+                found = await self._calls.get_many(list(wires))
+            else:
+                found, tokens = await self.tokens.read_with_epoch(list(wires))
+        except BackendError as failure:
+            found, error = failure.found, failure
+            if found and not tokens:
+                with suppress(BackendError):
+                    tokens = await self.tokens.read(self.tokens.seal)
+        there = {wires[wire]: data for wire, data in found.items()}
+        if error is not None:
+            by_key(error, wires)
+        if changed and error is None:
+            error = batch_error({key: self._replay.refusal(self._namespace, key) for key in changed}, found=there)
+        return Found(there, tokens, error)
+
+    async def write(self, envelopes: Mapping[str, Envelope]) -> None:
+        """Store entries over whatever is there; they have one lifetime, and the latest epoch that was known.
+
+        If that is not the present one, they are stored once more, under that.
+        """
+        wires, tokens = self._keys.entries(envelopes), _NO_TOKENS
+        for _ in range(_ATTEMPTS if envelopes else 0):
+            first = next(iter(envelopes.values()))
+            if not self.tokens.seal or first.epoch != NO_EPOCH:
+                storing = self._store(wires, envelopes, _lifetime(first.keep_for))
+                _, tokens = await self.beside(storing, self.tokens.seal)
+            if not self.tokens.seal or tokens.get(EPOCH) == first.epoch:
+                return
+            epoch = (await self.tokens.make(self.tokens.seal, tokens or None))[EPOCH]
+            envelopes = {key: envelope._replace(epoch=epoch) for key, envelope in envelopes.items()}
+
+    async def _store(self, wires: Mapping[str, str], envelopes: Mapping[str, Envelope], ttl: float | None) -> None:
+        if len(wires) == 1:
+            for wire, key in wires.items():
+                await self._calls.one(self._backend.set, wire, pack(envelopes[key]), ttl=ttl)
+            return
+        try:
+            await self._calls.set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
+        except BackendError as error:
+            raise by_key(error, wires)  # noqa: B904 - the same error
+
+    async def fill(self, key: str, envelope: Envelope, version: Version) -> bool:
+        """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen, or cleared.
+
+        Where nobody tells of a `clear`, the epoch is asked for beside: what was stored under an older one is nothing
+        to whoever reads it, and must not be kept near either.
         """
         if self._cas is None:
-            await self.write(key, envelope)
+            await self.write({key: envelope})
             return True
         wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
-        stored = await self._call(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
-        return stored and not await self._cleared(key, epoch)
+        filling = self._calls.one(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+        stored, tokens = await self.beside(filling, self.tokens.seal)
+        return stored and (not self.tokens.seal or tokens.get(EPOCH) == envelope.epoch)
 
     async def add(self, key: str, envelope: Envelope) -> bool:
         """Store an entry if a reader would see nothing there."""
-        wire, data, ttl = self._keys.entry(key), pack(envelope), _lifetime(envelope.keep_for)
+        wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
         if self._cas is None:
             self._check(key)
             if self._add is not None:
-                return await self._call(self._add.add, wire, data, ttl=ttl)
+                return await self._calls.one(self._add.add, wire, pack(envelope), ttl=ttl)
             if self._fresh(await self.peek(key)):
                 return False
-            await self._call(self._backend.set, wire, data, ttl=ttl)
+            await self._calls.one(self._backend.set, wire, pack(envelope), ttl=ttl)
             return True
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
-            seen = await self.read(key)
+            seen = await self.read(key, strictly=True)  # of two that add after a `clear`, one must not know less
             if self._fresh(seen):
                 return False
-            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=ttl):
+            if self.tokens.seal:
+                envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal, seen.tokens))[EPOCH])
+            if await self._calls.one(self._cas.set_if, wire, pack(envelope), seen.version, ttl=ttl):
                 return True
         raise self._too_busy(key)
 
@@ -322,9 +320,11 @@ class Remote:
         """Remove an entry so that no load which began before can bring it back; tell whether it was there."""
         wire = self._keys.entry(key)
         if self._cas is None:
-            return await self._call(self._backend.delete, wire)
-        before = await self._call(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
-        return before is not None and holds_value(before, self._clock.wall())
+            return await self._calls.one(self._backend.delete, wire)
+        swapping = self._calls.one(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
+        before, tokens = await self.beside(swapping, self.tokens.seal)
+        tokens = await self.agreeing(before, tokens)
+        return before is not None and holds_value(before, self._clock.wall(), tokens.get(EPOCH))
 
     async def settle(self, key: str, envelope: Envelope | None, since: float) -> None:
         """Send a change again that was not confirmed at ``since`` (monotonic): a write with its value, or a removal.
@@ -338,22 +338,24 @@ class Remote:
             return
         wire, age = self._keys.entry(key), self._clock.monotonic() - since
         try:
-            data, version = await self._call(self._cas.get_versioned, wire)
+            data, version = await self._calls.one(self._cas.get_versioned, wire)
         except DecodeError:  # no entry of anybody's cache
             await self.delete(key)
             return
         if data is None:
             if age <= FILL_WITHIN and envelope.keep_for > age:
-                await self._call(
+                if self.tokens.seal and envelope.epoch == NO_EPOCH:
+                    envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal))[EPOCH])
+                await self._calls.one(
                     self._cas.set_if, wire, pack(envelope), version, ttl=_lifetime(envelope.keep_for - age)
                 )
             return
-        there = Seen(data)
-        if there.envelope is not None and there.envelope.token == envelope.token:
-            return  # it had arrived; only the confirmation had not
-        if there.envelope is not None or there.number is not None or there.garbage is not None:
-            # Refused where somebody has written since: that is newer than what this was to remove.
-            await self._call(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
+        with suppress(DecodeError):  # a counter, or no record of this format: it goes too
+            there = unpack(data)
+            if there is None or there.token == envelope.token:
+                return  # it was removed since, or it had arrived and only the confirmation had not
+        # Refused where somebody has written since: that is newer than what this was to remove.
+        await self._calls.one(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were seen there when it began."""
@@ -361,29 +363,31 @@ class Remote:
         try:
             if self._cas is None:
                 if self._batch is not None:
-                    return await self._call_many(self._batch.delete_many, list(wires))
-                return sum((await self._each(list(wires), self._backend.delete)).values())
+                    return await self._calls.many(self._batch.delete_many, list(wires))
+                return sum((await self._calls.each(list(wires), self._backend.delete)).values())
+            found: Mapping[str, bytes]
             try:
-                found: Mapping[str, bytes] = await self._get_many(list(wires))
+                counting = self._calls.get_many(list(wires))
+                found, tokens = await self.beside(counting, self.tokens.seal)
             except BackendError as error:
                 if not error.failed:
                     raise
-                found = error.found  # what cannot be counted can perhaps be removed
-            await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
-            return sum(self._fresh(Seen(data)) for data in found.values())
+                found, tokens = error.found, {}  # what cannot be counted can perhaps be removed
+            await self._calls.set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
+            wall, epoch = self._clock.wall(), tokens.get(EPOCH) if self.tokens.seal else NO_EPOCH
+            return sum(holds_value(data, wall, epoch) for data in found.values())
         except BackendError as error:
-            raise _by_key(error, wires)  # noqa: B904 - the same error
+            raise by_key(error, wires)  # noqa: B904 - the same error
 
     async def touch(self, key: str, ttl: float, stale_for: float) -> bool:
         """Give an entry a new ttl, counted from now."""
         wire = self._keys.entry(key)
-        epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
             seen = await self.read(key)
             if seen.number is not None:
                 if self._touch is not None:
-                    return await self._call(self._touch.touch, wire, ttl=_lifetime(ttl))
+                    return await self._calls.one(self._touch.touch, wire, ttl=_lifetime(ttl))
                 data, keep = b"%d" % seen.number, ttl
             elif seen.envelope is not None and self._fresh(seen):
                 age = max(0.0, self._clock.wall() - seen.envelope.created_at)
@@ -393,10 +397,10 @@ class Remote:
             else:
                 return False
             if self._cas is None:
-                await self._call(self._backend.set, wire, data, ttl=_lifetime(keep))
+                await self._calls.one(self._backend.set, wire, data, ttl=_lifetime(keep))
                 return True
-            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
-                return not await self._cleared(key, epoch)
+            if await self._calls.one(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
+                return True
         raise self._too_busy(key)
 
     async def counter_ttl(self, key: str) -> float | None:
@@ -404,18 +408,28 @@ class Remote:
         if self._touch is None:
             msg = "this backend cannot tell the ttl of a counter: it has no Touch capability"
             raise Unsupported(msg)
-        return await self._call(self._touch.ttl, self._keys.entry(key))
+        return await self._calls.one(self._touch.ttl, self._keys.entry(key))
 
     async def incr(self, key: str, delta: int, ttl: float, decode: Callable[[Envelope], Any]) -> int:
         """Add to a counter.  An int that was stored as a value becomes a counter; anything else is refused."""
         self._check(key)
-        wire = self._keys.entry(key)
         if self._counter is not None:
+            counting = self._calls.one(self._counter.incr, self._keys.entry(key), delta, ttl=_lifetime(ttl))
             try:
-                return await self._call(self._counter.incr, wire, delta, ttl=_lifetime(ttl))
+                total, _ = await self.beside(counting, self.tokens.seal)
             except DecodeError:
                 pass  # not a counter: an int in an envelope, a tombstone, or something else
-        epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
+            else:
+                if self.tokens.seal and not self.tokens.counted:
+                    await self.tokens.note_counters()
+                return total
+        if self.tokens.seal:
+            await self.tokens.note_counters()  # before there is one, so that a `clear` from now on looks for it
+        return await self._count(key, delta, ttl, decode)
+
+    async def _count(self, key: str, delta: int, ttl: float, decode: Callable[[Envelope], Any]) -> int:
+        """Add without the engine's help, or to what is no counter yet."""
+        wire = self._keys.entry(key)
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
             seen = await self.read(key)
@@ -434,19 +448,29 @@ class Remote:
                 raise DecodeError(msg)
             data = b"%d" % (number + delta)
             if self._cas is None:
-                await self._call(self._backend.set, wire, data, ttl=_lifetime(lifetime))
+                await self._calls.one(self._backend.set, wire, data, ttl=_lifetime(lifetime))
                 return number + delta
-            stored = await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
-            if stored and not await self._cleared(key, epoch):
+            stored = await self._calls.one(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
+            if stored and not await self._cleared(key, seen.epoch):
                 return number + delta
-            epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
         raise self._too_busy(key)
 
+    async def _cleared(self, key: str, epoch: bytes | None) -> bool:
+        """Tell whether the namespace was cleared since it had ``epoch``; the counter made meanwhile is removed.
+
+        Looked at after it was stored: a `clear` that comes later than this look finds it, and removes it itself.
+        """
+        if not self.tokens.seal or (await self.tokens.read(self.tokens.seal)).get(EPOCH) == epoch:
+            return False
+        await self.delete(key)
+        return True
+
     async def clear(self) -> None:
-        """Remove every entry of the namespace.
+        """Make everything in the namespace nothing: by another epoch, and by looking for keys only where it must.
 
         Raises:
-            Unsupported: the backend cannot, or there is no namespace and so no telling whose keys are whose.
+            ConfigurationError: there is no namespace and so no telling whose keys are whose.
+            Unsupported: the backend has no removal by prefix.
         """
         if not self._keys.prefix:
             msg = (
@@ -457,95 +481,25 @@ class Remote:
         if not isinstance(self._backend, Clear):
             msg = f"{type(self._backend).__name__} cannot remove keys by prefix: it has no Clear capability"
             raise Unsupported(msg)
-        # A load that began before, in whatever process, finds another epoch when it has stored its value, or none.
-        await self._set_many({self._keys.tag(epoch): new_token() for epoch in self.epochs}, TAG_TTL)
-        self._breaker.check()
-        # Without the deadline: bounded steps, but as many as there are keys.
-        await self._guard(self._backend.clear(self._keys.prefix), Deadlines(None))
-
-    async def _cleared(self, key: str, epoch: bytes | None) -> bool:
-        """Tell whether the namespace was cleared since it had ``epoch``; what was stored meanwhile is removed.
-
-        Looked at after it was stored: a `clear` that comes later than this look finds it, and removes it itself.
-        """
-        if epoch is None or (await self.tag_tokens(self.epochs)).get(_EPOCH) == epoch:
-            return False
-        await self.delete(key)
-        return True
-
-    # Tags -----------------------------------------------------------------------------------------------------------
-
-    async def tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes]:
-        """Read the tokens of tags; a tag without one is left out."""
-        if self._replay:
-            self._replay.check_tags(self._namespace, tags)
-        wires = {self._keys.tag(tag): tag for tag in tags}
-        found = await self._get_many(list(wires))
-        return {wires[wire]: bytes(token) for wire, token in found.items()}
-
-    async def make_tag_tokens(self, tags: Sequence[str]) -> dict[str, bytes]:
-        """Read the tokens of tags, making those that are missing."""
-        tokens = await self.tag_tokens(tags)
-        for tag in tags:
-            if tag not in tokens:
-                tokens[tag] = await self._make_tag_token(tag)
-        return tokens
-
-    async def _make_tag_token(self, tag: str) -> bytes:
-        wire, token = self._keys.tag(tag), new_token()
-        if self._add is not None:
-            if not await self._call(self._add.add, wire, token, ttl=TAG_TTL):
-                return await self._call(self._backend.get, wire) or token  # lost again: a token nobody has, invalid
-            return token
-        # Two makers at once: the first one's entries carry a token that is gone, and are invalid: the safe side.
-        await self._call(self._backend.set, wire, token, ttl=TAG_TTL)
-        return token
-
-    async def late_tag_tokens(self, tags: Sequence[str], *, since: float) -> dict[str, bytes] | None:
-        """Read the tokens of tags that a load learnt of while it ran, making those that are missing.
-
-        ``None``: one of them was invalidated since the load began at ``since`` (monotonic), or a moment before: after
-        it had read what it is made of, perhaps.
-
-        An invalidation writes its note first and the token second, and here they are read in the opposite order: who
-        sees the new token sees the note too, and who sees the old one stores what is invalid at once.  The note is
-        there for longer than any load may take to its fill.
-        """
-        tokens = await self.make_tag_tokens(tags)
-        for note in await self._get_many([self._keys.invalidated(tag) for tag in tags]):
-            if await self._age(note) <= self._clock.monotonic() - since + self._rough:
-                return None
-        return tokens
-
-    async def _age(self, note: str) -> float:
-        """Tell how long a note has been there, by the engine's clock: from what is left of its time."""
-        if self._touch is None:
-            return 0.0
-        try:
-            left = await self._call(self._touch.ttl, note)
-        except KeyMissing:
-            return TOMBSTONE_TTL
-        return 0.0 if left is None else TOMBSTONE_TTL - left
-
-    async def replace_tag_tokens(self, tags: Iterable[str]) -> None:
-        """Give tags new tokens: what carries the old ones is invalid from now on."""
-        tags = tuple(tags)
-        await self._set_many({self._keys.invalidated(tag): new_token() for tag in tags}, TOMBSTONE_TTL)
-        await self._set_many({self._keys.tag(tag): new_token() for tag in tags}, TAG_TTL)
+        if self.tokens.seal and not await self.tokens.renew_epoch():
+            return
+        await self._calls.at_leisure(self._backend.clear, self._keys.prefix)
+        if self.tokens.seal:
+            await self.tokens.renew_counted_epoch()  # its record was among the keys
 
     # Leases ---------------------------------------------------------------------------------------------------------
 
     async def read_lease(self, key: str) -> tuple[bytes | None, Version]:
         """Read the record of who loads ``key``, with the version that `write_lease` compares."""
         try:
-            return await self._call(self._leased.get_versioned, self._keys.lease(key))
+            return await self._calls.one(self._leased.get_versioned, self._keys.lease(key))
         except DecodeError as error:
             msg = f"the lease of {key!r} cannot be read: {error}"
             raise BackendUnavailable(msg) from error
 
     async def write_lease(self, key: str, record: bytes, version: Version, *, ttl: float) -> bool:
         """Write the record of who loads ``key``, unless somebody else did since ``version`` was seen."""
-        return await self._call(self._leased.set_if, self._keys.lease(key), record, version, ttl=ttl)
+        return await self._calls.one(self._leased.set_if, self._keys.lease(key), record, version, ttl=ttl)
 
     @property
     def _leased(self) -> Cas:
@@ -560,112 +514,18 @@ class Remote:
     async def publish(self, key: str, message: bytes) -> None:
         """Send a message to those who listen for news of ``key``, if the engine has messages."""
         if self._notify is not None:
-            await self._call(self._notify.publish, self._keys.lease(key), message)
+            await self._calls.one(self._notify.publish, self._keys.lease(key), message)
 
     @asynccontextmanager
     async def subscribe(self, key: str) -> AsyncIterator[AsyncIterator[bytes]]:
         """Listen for news of ``key``; the deadline is that of the subscription, not of its messages."""
         assert self._notify is not None  # noqa: S101 - whoever calls has asked
         subscription = self._notify.subscribe(self._keys.lease(key))
-        messages = await self._call(subscription.__aenter__)
+        messages = await self._calls.one(subscription.__aenter__)
         try:
             yield messages
         finally:
             await subscription.__aexit__(None, None, None)
-
-    # Bulk, with or without the engine's help ------------------------------------------------------------------------
-
-    async def _get_many(self, wires: Sequence[str]) -> dict[str, bytes]:
-        if not wires:
-            return {}
-        if self._batch is not None:
-            return await self._call_many(self._batch.get_many, wires)
-        found = await self._each(wires, self._backend.get)
-        return {wire: data for wire, data in found.items() if data is not None}
-
-    async def _set_many(self, items: Mapping[str, bytes], ttl: float | None) -> None:
-        if not items:
-            return
-        if self._batch is not None:
-            await self._call_many(self._batch.set_many, items, ttl=ttl)
-            return
-        await self._each(list(items), lambda wire: self._backend.set(wire, items[wire], ttl=ttl))
-
-    async def _each(self, wires: Sequence[str], operate: Callable[[str], Awaitable[T]]) -> dict[str, T]:
-        done: dict[str, T] = {}
-        failed: dict[str, BackendError] = {}
-
-        async def one(wire: str) -> None:
-            try:
-                done[wire] = await self._call(operate, wire)
-            except BackendError as error:
-                failed[wire] = error
-
-        for start in range(0, len(wires), _CONCURRENT):
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for wire in wires[start : start + _CONCURRENT]:
-                        group.create_task(one(wire))
-            except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None  # as one operation would have
-        if failed:
-            raise batch_error(failed, found={wire: data for wire, data in done.items() if data is not None})
-        return done
-
-    # Deadline and breaker -------------------------------------------------------------------------------------------
-
-    async def _call(self, operate: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-        self._breaker.check()
-        return await self._guard(operate(*args, **options), self._deadlines)
-
-    async def _call_many(self, operate: Callable[..., Awaitable[T]], keys: Collection[str], **options: Any) -> T:
-        self._breaker.check()
-        return await self._guard(operate(keys, **options), self._deadlines, len(keys))
-
-    async def _guard(self, awaitable: Awaitable[T], deadlines: Deadlines, keys: int = 1) -> T:
-        breaker, loop = self._breaker, asyncio.get_running_loop()
-        operation = deadlines.begin(loop)
-        breaker.running[operation] = loop
-        error: BackendError
-        try:
-            result = await awaitable
-        except (ValueTooLarge, Unsupported, DecodeError):
-            breaker.succeeded()
-            raise
-        except BackendError as failure:
-            if failure.failed and (keys == 1 or len(failure.failed) < keys):
-                # One server of several, say, while the others answer: no reason to leave all of them alone.
-                breaker.abandoned()
-                if keys == 1:
-                    failure.failed = {}  # the engine's name for a key that the caller knows
-            elif isinstance(failure, BackendRefused):
-                breaker.succeeded()  # a server that says no to a write, because it is full, say, is there for reads
-            else:
-                breaker.failed(failure)
-            raise
-        except TimeoutError as failure:
-            error = BackendTimeout(f"the far tier did not answer in time: {failure}")
-            breaker.failed(error)
-            raise error from failure
-        except asyncio.CancelledError as failure:
-            if not operation.was_late():
-                breaker.abandoned()
-                raise
-            error = BackendTimeout(f"the far tier did not answer within {self._deadline} s")
-            breaker.failed(error)
-            raise error from failure
-        except BaseException:
-            breaker.abandoned()
-            raise
-        finally:
-            operation.was_late()  # whatever the engine's client made of it, it must not stay on the caller's task
-            deadlines.end(operation)
-            breaker.ended(operation)
-        breaker.succeeded()
-        if operation.cancelled:
-            # Client libraries that use wait_for can swallow a cancellation that comes together with the answer.
-            raise asyncio.CancelledError
-        return result
 
     def _check(self, key: str) -> None:
         """Read nothing of a key of which the far tier does not know the latest."""
@@ -695,13 +555,7 @@ def _lifetime(seconds: float) -> float | None:
     return None if seconds == FOREVER else seconds
 
 
-def _by_key(error: BackendError, wires: Mapping[str, str]) -> BackendError:
-    """Put the users' keys in place of the engine's."""
-    error.failed = {wires[wire]: why for wire, why in error.failed.items()}
-    return error
-
-
-def _open(data: bytes | None) -> tuple[Envelope | None, int | None, DecodeError | None]:
+def _open(data: bytes | None, epoch: bytes | None) -> tuple[Envelope | None, int | None, DecodeError | None]:
     """Return an envelope, a number or the reason why it is neither; nothing of them for nothing."""
     if data is None:
         return None, None, None
@@ -709,6 +563,7 @@ def _open(data: bytes | None) -> tuple[Envelope | None, int | None, DecodeError 
     if number is not None:
         return None, number, None
     try:
-        return unpack(data), None, None
+        envelope = unpack(data)
     except DecodeError as error:
         return None, None, error
+    return envelope if envelope is not None and envelope.epoch == epoch else None, None, None

@@ -7,7 +7,7 @@ tier, lease, loader, guarded fill, waiters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import log
@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from .backends.base import Version
 from .clock import FOREVER, ttl_seconds
-from .coherence import TagCell
+from .coherence import EPOCH, TagCell
 from .entry import Entry, pack
 from .errors import BackendError, LoadTimeout
 from .events import logger
@@ -26,11 +26,12 @@ from .lease import Lease, Verdict
 from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
 from .memory import Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Policy
-from .remote import FILL_WITHIN, Remote, Seen
+from .remote import FILL_WITHIN, Remote
 from .tiers import Received, Tiers, until_due
 
 __all__ = ["Staircase", "ahead"]
 
+_ATTEMPTS: Final = 3
 _BACKOFFS: Final = 1000
 NEVER: Final = -FOREVER
 _UNKNOWN: Final[Any] = object()
@@ -59,9 +60,9 @@ class _Attempt:
     version: Version = _UNKNOWN
     stale: Received | None = None
     cells: tuple[TagCell, ...] = ()
-    tokens: dict[str, bytes] = field(default_factory=dict)
-    epoch: bytes | None = None
-    """The namespace's, which `clear` replaces."""
+    """Those of its tags, and of the namespace, from before its look at the far tier."""
+    tokens: Mapping[str, bytes] = field(default_factory=dict)
+    """What that look said of their tokens."""
     heard: set[str] | None = None
     """The tags that were invalidated in this process while the loader ran."""
     away: bool = False
@@ -184,8 +185,11 @@ class Staircase:
     async def _begin(self, load: Load) -> _Attempt:
         if self._tiers.trust.until <= self._now():
             await self._tiers.get_ready(load.policy)
-        mark = self._scope.watch.open(load.key)
-        return _Attempt(load, mark, self._tiers.remote_for(load.policy), self._now())
+        mark, remote = self._scope.watch.open(load.key), self._tiers.remote_for(load.policy)
+        return _Attempt(load, mark, remote, self._now(), cells=self._cells(load))
+
+    def _cells(self, load: Load) -> tuple[TagCell, ...]:
+        return self._scope.tags.cells((EPOCH, *load.tags))
 
     async def _fly(self, load: Load, flight: Flight) -> Any:
         """Steps 5 and 6: look at the near tier again, then at the far tier."""
@@ -273,14 +277,14 @@ class Staircase:
         if entry is not None:
             # Under the mark that was open when it came.
             try:
-                received = await self._tiers.receive(load.key, Seen(entry), load.type)
+                received = await self._tiers.receive(load.key, await remote.judged(entry), load.type)
             except BackendError as error:  # on the way to its tags
                 self._notes.tolerate("get_or_load", load.key, error, load.policy)
         if received is None or received.fresh_for <= 0:
             # Under a mark of its own: whatever broke the old one came before this look.
             watch.close(load.key, attempt.mark)
             attempt.mark = watch.open(load.key)
-            attempt.looked_at, attempt.version = self._now(), _UNKNOWN
+            attempt.looked_at, attempt.version, attempt.cells = self._now(), _UNKNOWN, self._cells(load)
             attempt.stale = received = await self._look(attempt, remote)
         if received is not None and received.fresh_for > 0 and attempt.mark.intact:
             self._tiers.keep_received(load.key, received, load.policy)
@@ -325,7 +329,8 @@ class Staircase:
         try:
             if attempt.remote is not None:
                 try:
-                    attempt.version = (await attempt.remote.read(load.key)).version
+                    seen = await attempt.remote.read(load.key, load.tags)
+                    attempt.version, attempt.tokens = seen.version, seen.tokens
                 except BackendError as error:
                     self._notes.tolerate("refresh", load.key, error, load.policy)
             if record is not None:
@@ -343,8 +348,8 @@ class Staircase:
         """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
         load = attempt.load
         try:
-            seen = await remote.read(load.key)
-            attempt.version = seen.version
+            seen = await remote.read(load.key, load.tags)
+            attempt.version, attempt.tokens = seen.version, seen.tokens
             return await self._tiers.receive(load.key, seen, load.type)
         except BackendError as error:  # on the way to the entry, or to its tags
             self._notes.tolerate("get_or_load", load.key, error, load.policy)
@@ -352,20 +357,11 @@ class Staircase:
             return None
 
     async def _load(self, attempt: _Attempt, flight: Flight) -> Any:
-        """Steps 8 to 10: take note of the tags, run the loader, fill; the flight tells the waiters."""
+        """Steps 8 to 10: take note of the tokens, run the loader, fill; the flight tells the waiters."""
         load, stale = attempt.load, attempt.stale
         if not attempt.served and flight.early(FOREVER, self._now()) is UNSERVED:
             self._notes.miss(load.key, load.counters)
-        attempt.cells = self._scope.tags.cells(load.tags)
-        remote = attempt.remote
-        if remote is not None and (load.tags or remote.epochs) and attempt.version is not _UNKNOWN:
-            try:
-                tokens = await remote.make_tag_tokens((*remote.epochs, *load.tags))
-                attempt.tokens = {tag: tokens[tag] for tag in load.tags}
-                attempt.epoch = next((tokens[epoch] for epoch in remote.epochs), None)
-            except BackendError as error:
-                self._notes.tolerate("get_or_load", load.key, error, load.policy)
-                attempt.version = _UNKNOWN
+        await self._note_tokens(attempt)
         if flight.abandoned:
             # A client library may have swallowed the cancellation on the way here.
             raise asyncio.CancelledError
@@ -395,6 +391,24 @@ class Staircase:
         elif context.stored and (load.condition is None or load.condition(value)):
             await self._fill(attempt, context, value, took)
         return value
+
+    async def _note_tokens(self, attempt: _Attempt) -> None:
+        """Step 8: have the tokens under which the value will be stored, and their cells, before the loader runs."""
+        load, remote, found = attempt.load, attempt.remote, cast("Mapping[str, bytes] | None", attempt.tokens)
+        for _ in range(_ATTEMPTS):
+            if any(cell.spoilt for cell in attempt.cells):
+                # Invalidated, or made by somebody, since the look; this load begins after that.
+                attempt.cells, found = self._cells(load), None
+            if remote is None or attempt.version is _UNKNOWN:
+                return
+            try:
+                attempt.tokens = await remote.tokens.make((*remote.tokens.seal, *load.tags), found)
+            except BackendError as error:
+                self._notes.tolerate("get_or_load", load.key, error, load.policy)
+                attempt.version = _UNKNOWN
+                return
+            if not any(cell.spoilt for cell in attempt.cells):
+                return
 
     async def _run_softly(self, attempt: _Attempt, flight: Flight) -> Any:
         """Run the loader; after ``soft_timeout`` those who wait get the stale value."""
@@ -458,7 +472,7 @@ class Staircase:
             else:
                 attempt.mark.loading = False
                 try:
-                    filled = await remote.fill(load.key, envelope, attempt.version, epoch=attempt.epoch)
+                    filled = await remote.fill(load.key, envelope, attempt.version)
                     if filled and not remote.guarded and not attempt.current:
                         # An engine that cannot compare and set may have put the old value over a newer one, or over
                         # nothing.  Nothing is the safe side.
@@ -478,7 +492,8 @@ class Staircase:
         if remote is not None:
             lifetime = until_due(lifetime, lifetime, load.policy)
         if attempt.mark.intact:
-            self._tiers.keep(load.key, value, lifetime, cells=attempt.cells, load_time=load_time)
+            cells = tuple([cell for cell in attempt.cells if cell.tag != EPOCH])
+            self._tiers.keep(load.key, value, lifetime, cells=cells, load_time=load_time)
         self._notes.stored(load.key, lifetime)
 
     async def _take_late_tags(self, attempt: _Attempt, late: tuple[str, ...]) -> bool:
@@ -487,12 +502,12 @@ class Staircase:
         if attempt.remote is None or attempt.version is _UNKNOWN:
             return True
         try:
-            tokens = await attempt.remote.late_tag_tokens(late, since=attempt.looked_at)
+            tokens = await attempt.remote.tokens.make_late(late, since=attempt.looked_at)
         except BackendError as error:
             self._notes.failure("fill", attempt.load.key, error, raised=False)
             return False
         if tokens is not None:
-            attempt.tokens |= tokens
+            attempt.tokens = {**attempt.tokens, **tokens}
         return tokens is not None
 
     def _stale(self, record: Record, now: float, type_: Any) -> Received:

@@ -7,16 +7,17 @@ Here stands how a value gets into and out of each tier; when it does is the busi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from .backends.base import Backend, KeyLimits
+from .calls import Breaker
 from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
-from .coherence import Channel, TagCell, Tags, Trust
-from .entry import BARELY_FRESH, Envelope, new_token, opener
+from .coherence import EPOCH, Channel, TagCell, Tags, Trust
+from .entry import BARELY_FRESH, NO_EPOCH, Envelope, new_token, opener
 from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
 from .events import Counters, InvalidationReceived, Observer, Operation, emit
 from .keys import WireKeys
@@ -24,7 +25,7 @@ from .loading import Flights, Watch
 from .memory import Cause, Dates, Memory, Record, Terms, extra_of, fresh_until_of, make_record
 from .notes import Notes
 from .policy import Policy
-from .remote import Breaker, Remote, Seen
+from .remote import Remote, Seen
 from .replay import Replay, Slot
 
 __all__ = ["MISS", "NEAR_TTL", "Extra", "Received", "Scope", "Shared", "Tiers", "until_due"]
@@ -42,7 +43,7 @@ _REPLAYED: Final[Mapping[str, Operation]] = {
 }
 """What may be sent again; an `add`, a `touch` and an `incr` answer a question, and only at that time."""
 Opened: TypeAlias = tuple[float, float, float, bytes]
-Quick: TypeAlias = Callable[[bytes, float], Opened | None]
+Quick: TypeAlias = Callable[[bytes, float, bytes | None], Opened | None]
 
 
 class Extra(NamedTuple):
@@ -96,16 +97,13 @@ class Scope:
     def changed(self, wires: Sequence[str] | None) -> None:
         """See `Member.changed`."""
         if wires is None:
-            for marked in tuple(self.watch.marks):
-                self._forget(marked)
-            self.tags.spoil_all()
-            if self.space is not None:
-                self.space.clear()
-            self._received("", "")
+            self._changed_all()
             return
         for wire in wires:
             name, tag = self._keys.meaning(wire)
-            if tag is not None:
+            if tag == EPOCH:
+                self._changed_all()
+            elif tag is not None:
                 self.flights.forget_tagged((tag,))
                 self.tags.spoil((tag,))
                 self._received("", tag)
@@ -114,6 +112,14 @@ class Scope:
                 if self.space is not None:
                     self.space.pop(key)
                 self._received(key, "")
+
+    def _changed_all(self) -> None:
+        for marked in tuple(self.watch.marks):
+            self._forget(marked)
+        self.tags.spoil_all()
+        if self.space is not None:
+            self.space.clear()
+        self._received("", "")
 
     def _forget(self, key: str) -> None:
         if self.watch.told(key):
@@ -145,12 +151,14 @@ class Scope:
     def distrust(self) -> None:
         """See `Member.distrust`."""
         self.watch.distrust()
+        self.tags.forget_mirrored()
         if self._memory is not None and not self._memory.keep_stale:
             self.drop()  # nobody takes a stale value
 
     def drop(self) -> None:
         """See `Member.drop`."""
         self.watch.distrust()
+        self.tags.forget_mirrored()
         self._digests.clear()
         if self.space is not None:
             self.space.clear()
@@ -376,6 +384,8 @@ class Tiers:
                 clock=shared.clock,
                 breaker=shared.breaker,
                 replay=shared.replay,
+                tags=self.scope.tags,
+                trust=self.trust,
             )
         return remote
 
@@ -402,7 +412,7 @@ class Tiers:
         """Keep an invalidation of tags that the far tier did not confirm."""
         if self.remote is not None and self._replays(error):
             for name in names:
-                send = partial(_resend, partial(self.remote.replace_tag_tokens, (name,)))
+                send = partial(_resend, partial(self.remote.tokens.replace, (name,)))
                 self.shared.replay.keep((self.namespace, "tag", name), "invalidate_tags", send)
 
     def clear_later(self, error: BackendError) -> None:
@@ -422,19 +432,21 @@ class Tiers:
         """
         if seen.data is not None:
             quick = self._quick or self._make_quick()
-            if (opened := quick(seen.data, self.shared.clock.wall())) is not None:
+            if (opened := quick(seen.data, self.shared.clock.wall(), seen.epoch)) is not None:
                 return self._received(key, opened, type_, decode)
-        tags = () if seen.envelope is None else seen.envelope.tags
-        cells, tokens = await self._tags_of(tags) if tags else ({}, {})
+        cells, tokens = await self._tags_of((seen,))
         return self._valid(key, seen, type_, decode, cells, tokens)
 
-    async def values_of_many(self, there: Mapping[str, bytes], type_: Any) -> dict[str, Any]:
+    async def values_of_many(
+        self, there: Mapping[str, bytes], tokens: Mapping[str, bytes], type_: Any
+    ) -> dict[str, Any]:
         """Return the fresh values of what one read of many keys found, where nothing of it is kept."""
         values: dict[str, Any] = {}
         others: dict[str, bytes] = {}
+        epoch = tokens.get(EPOCH)
         wall, quick, read = self.shared.clock.wall(), self._quick or self._make_quick(), self._reader(type_)
         for key, data in there.items():
-            if (opened := quick(data, wall)) is None or opened[0] <= 0:
+            if (opened := quick(data, wall, epoch)) is None or opened[0] <= 0:
                 others[key] = data
                 continue
             try:
@@ -442,19 +454,22 @@ class Tiers:
             except DecodeError as error:
                 self.notes.garbage(key, error)
         if others:
-            received = await self.receive_many(others, type_)
+            received = await self.receive_many(others, tokens, type_)
             values |= {key: one.value for key, one in received.items() if one.fresh_for > 0}
         return values
 
-    async def receive_many(self, there: Mapping[str, bytes], type_: Any) -> dict[str, Received]:
-        """Do as `receive` for what one read of many keys found; the tags of all are read at once."""
+    async def receive_many(
+        self, there: Mapping[str, bytes], tokens: Mapping[str, bytes], type_: Any
+    ) -> dict[str, Received]:
+        """Do as `receive` for what one read of many keys found, with the epoch; the tags of all are read at once."""
         received: dict[str, Received] = {}
-        others: dict[str, Seen] = {}
+        others: dict[str, bytes] = {}
+        epoch = tokens.get(EPOCH)
         wall, quick, read = self.shared.clock.wall(), self._quick or self._make_quick(), self._reader(type_)
         new = tuple.__new__  # half the price of a named tuple's own
         for key, data in there.items():
-            if (opened := quick(data, wall)) is None:
-                others[key] = Seen(data)
+            if (opened := quick(data, wall, epoch)) is None:
+                others[key] = data
                 continue
             # As `_received` does, without a call for each of thousands.
             left, ttl, load_time, payload = opened
@@ -466,9 +481,12 @@ class Tiers:
                 extra = Extra((), load_time) if load_time else None
                 received[key] = new(Received, (value, left, 0.0 if left == BARELY_FRESH else ttl, extra))
         if others:
-            tags = [pair for seen in others.values() if seen.envelope is not None for pair in seen.envelope.tags]
-            cells, tokens = await self._tags_of(tags) if tags else ({}, {})
-            for key, seen in others.items():
+            assert self.remote is not None  # noqa: S101 - it found them
+            for data in others.values():
+                tokens = await self.remote.agreeing(data, tokens)
+            rest = {key: Seen(data, tokens=tokens) for key, data in others.items()}
+            cells, tokens = await self._tags_of(rest.values())
+            for key, seen in rest.items():
                 if (one := self._valid(key, seen, type_, True, cells, tokens)) is not None:
                     received[key] = one
         return received
@@ -481,11 +499,22 @@ class Tiers:
         self._quick = opener(self.codec.name)  # when first needed, as the codec
         return self._quick
 
-    async def _tags_of(self, tags: Iterable[tuple[str, bytes]]) -> tuple[Mapping[str, TagCell], Mapping[str, bytes]]:
-        names = list(dict.fromkeys([tag for tag, _ in tags]))
+    async def _tags_of(self, reads: Collection[Seen]) -> tuple[Mapping[str, TagCell], Mapping[str, bytes]]:
+        """Return the cells and the tokens of the tags that were found.
+
+        Those that seem to be replaced are asked for again: what was found may be newer than what is known of them.
+        """
+        found = [pair for seen in reads if seen.envelope is not None for pair in seen.envelope.tags]
+        if not found:
+            return {}, {}
+        assert self.remote is not None  # noqa: S101 - it found them
+        names = list(dict.fromkeys([tag for tag, _ in found]))
         cells = dict(zip(names, self.scope.tags.cells(names), strict=True))
-        assert self.remote is not None  # noqa: S101 - for the type checker
-        return cells, await self.remote.tag_tokens(names)
+        tokens = self.remote.tokens.known(names)
+        for seen in reads:
+            tokens |= seen.tokens
+        replaced = list(dict.fromkeys([tag for tag, token in found if tokens.get(tag) != token]))
+        return cells, tokens | await self.remote.tokens.read(replaced)
 
     def _received(
         self,
@@ -554,11 +583,14 @@ class Tiers:
         load_time: float = 0.0,
         policy: Policy | None = None,
     ) -> Envelope:
-        """Put an encoded value into an envelope with today's date and a token of its own."""
+        """Put an encoded value into an envelope with today's date and a token of its own.
+
+        ``tokens`` are those of its tags, and the epoch.
+        """
         keep_for = lifetime + (policy or self.policy).stale_for
-        tags = tuple(tokens.items())
-        wall = self.shared.clock.wall()
-        return Envelope(new_token(), wall, lifetime, keep_for, load_time, self.codec.name, tags, payload)
+        tags = tuple([pair for pair in tokens.items() if pair[0] != EPOCH])
+        wall, name, epoch = self.shared.clock.wall(), self.codec.name, tokens.get(EPOCH, NO_EPOCH)
+        return Envelope(new_token(), wall, lifetime, keep_for, load_time, name, tags, payload, epoch)
 
 
 def until_due(left: float, ttl: float, policy: Policy) -> float:

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 from acache import DecodeError, Entry
 from acache.entry import (
     HEAD_BYTES,
+    NO_EPOCH,
     TOKEN_BYTES,
     Envelope,
     counter,
     holds_value,
     left,
     new_token,
+    of_another_epoch,
     opener,
     pack,
     tombstone,
@@ -30,8 +32,8 @@ lifetimes = st.one_of(st.floats(5e-324, 1e300), st.just(math.inf), st.sampled_fr
 single = st.floats(0, 2.0**100, width=32)
 tag_names = st.text(st.characters(codec="utf-8"), min_size=1, max_size=30)
 envelopes = st.builds(
-    lambda token, created_at, fresh_for, extra, load_time, codec, tags, payload: Envelope(
-        token, created_at, fresh_for, fresh_for + extra, load_time, codec, tuple(tags), payload
+    lambda token, created_at, fresh_for, extra, load_time, codec, tags, payload, epoch: Envelope(
+        token, created_at, fresh_for, fresh_for + extra, load_time, codec, tuple(tags), payload, epoch
     ),
     token=tokens,
     created_at=st.floats(-1e15, 1e15),
@@ -41,6 +43,7 @@ envelopes = st.builds(
     codec=st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=255),
     tags=st.lists(st.tuples(tag_names, tokens), max_size=5),
     payload=st.binary(max_size=300),
+    epoch=tokens | st.just(NO_EPOCH),
 )
 
 
@@ -50,7 +53,8 @@ def test_every_envelope_comes_back(envelope: Envelope):
     """Token, dates, codec, tags and payload, to the last bit."""
     data = pack(envelope)
     assert unpack(data) == envelope
-    assert holds_value(data[:HEAD_BYTES], envelope.created_at)
+    assert holds_value(data[:HEAD_BYTES], envelope.created_at, envelope.epoch)
+    assert not of_another_epoch(data, envelope.epoch)
     assert counter(data) is None
 
 
@@ -171,6 +175,21 @@ broken = st.tuples(
 )
 
 
+@given(envelopes, tokens | st.none())
+def test_a_value_of_another_epoch_is_none(envelope: Envelope, epoch: bytes | None):
+    """Whichever way it is looked at; and `None` is no epoch."""
+    data, ours = pack(envelope._replace(codec="msgpack", tags=())), envelope.epoch == epoch
+    assert of_another_epoch(data, epoch) == (not ours)
+    assert holds_value(data[:HEAD_BYTES], envelope.created_at, epoch) == ours
+    assert (opener("msgpack")(data, envelope.created_at, epoch) is not None) == ours
+
+
+@pytest.mark.parametrize("data", [b"", b"12", b"\xac", tombstone(b"12345678", 0.0), b"anything else"])
+def test_what_is_no_value_is_of_no_epoch(data: bytes):
+    """Nothing is asked again for the sake of a tombstone, a counter or garbage."""
+    assert not of_another_epoch(data, new_token()) or data == b"\xac"
+
+
 @given(envelopes, st.none() | broken, st.booleans(), st.floats(-1e15, 1e15))
 def test_the_quick_way_finds_what_the_careful_one_finds_or_leaves_it_to_it(
     envelope: Envelope, damage: tuple[int, bytes] | None, ours: bool, wall: float
@@ -180,11 +199,11 @@ def test_the_quick_way_finds_what_the_careful_one_finds_or_leaves_it_to_it(
     if damage is not None:
         at, garbage = damage
         data = data[:at] + garbage + data[at + len(garbage) :] if garbage else data[:at]
-    opened = opener("msgpack")(data, wall)
+    opened = opener("msgpack")(data, wall, envelope.epoch)
     if opened is not None:
         found = unpack(data)
         assert found is not None
-        assert (found.codec, found.tags) == ("msgpack", ())
+        assert (found.codec, found.tags, found.epoch) == ("msgpack", (), envelope.epoch)
         rest = left(found.created_at, found.fresh_for, found.keep_for, wall)
         assert opened == (rest, found.fresh_for, found.load_time, found.payload)
 
@@ -192,4 +211,4 @@ def test_the_quick_way_finds_what_the_careful_one_finds_or_leaves_it_to_it(
 @given(envelopes)
 def test_a_sound_value_without_tags_takes_no_closer_look(envelope: Envelope):
     data = pack(envelope._replace(codec="msgpack", tags=()))
-    assert opener("msgpack")(data, envelope.created_at) is not None
+    assert opener("msgpack")(data, envelope.created_at, envelope.epoch) is not None

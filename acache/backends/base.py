@@ -179,12 +179,12 @@ class Cas(Protocol):
     async def set_if(self, key: str, data: bytes, version: Version, /, *, ttl: float | None) -> bool:
         """Store ``data`` if the key still has ``version``, or has none at all now (expired, evicted).
 
-        Engines may tell two entries apart by their first 40 bytes (`acache.entry.HEAD_BYTES`).
+        Engines may tell two entries apart by their first 48 bytes (`acache.entry.HEAD_BYTES`).
         """
         ...
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
-        """Store ``data`` unconditionally, and return what it replaced: at least its first 40 bytes, or ``None``."""
+        """Store ``data`` unconditionally, and return what it replaced: at least its first 48 bytes, or ``None``."""
         ...
 
 

@@ -241,7 +241,7 @@ class MemcachedBackend:
     # Cas ------------------------------------------------------------------------------------------------------------
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
-        """See `Cas.get_versioned`; the version is memcached's and the first 40 bytes."""
+        """See `Cas.get_versioned`; the version is memcached's and the first 48 bytes."""
         self._wire(key)
         seen = await self._versioned_gets.get(key)
         return (None, None) if seen is None else (seen.data, seen.version)

@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from acache import Cache, DecodeError, MemoryBackend, Msgpack, Policy
-from acache.entry import Envelope, counter, holds_value, new_token, pack, tombstone, unpack
+from acache.entry import HEAD_BYTES, Envelope, counter, holds_value, new_token, pack, tombstone, unpack
 from acache.events import DecodeFailed, Miss
 from acache.testing import FakeClock, Recorder
 
@@ -160,7 +160,7 @@ def test_a_record_that_was_cut_short_is_never_another_record(tags: Any):
         (20, ">d", math.nan), (20, ">d", 0.0), (20, ">d", -1.0), (20, ">d", -math.inf),
         (28, ">d", math.nan), (28, ">d", 0.0), (28, ">d", 299.0), (28, ">d", -math.inf),
         (36, ">f", math.nan), (36, ">f", -1.0), (36, ">f", math.inf),
-        (0, ">B", 0xAD), (1, ">B", 0), (1, ">B", 2), (1, ">B", 255), (2, ">B", 4), (2, ">B", 0x80),
+        (0, ">B", 0xAD), (1, ">B", 0), (1, ">B", 1), (1, ">B", 255), (2, ">B", 4), (2, ">B", 0x80),
     ],
 )  # fmt: skip
 def test_a_head_that_makes_no_sense_is_a_decode_error(offset: int, form: str, value: float):
@@ -169,7 +169,7 @@ def test_a_head_that_makes_no_sense_is_a_decode_error(offset: int, form: str, va
     struct.pack_into(form, data, offset, value)
     with pytest.raises(DecodeError):
         unpack(bytes(data))
-    assert not holds_value(bytes(data[:40]), 1_000_000_000.0), "the quick look agrees"
+    assert not holds_value(bytes(data[:HEAD_BYTES]), 1_000_000_000.0), "the quick look agrees"
 
 
 # The codec -----------------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ HOSTILE: dict[str, bytes] = {
     "beyond 64 bits": b"9223372036854775808",
     "pickle": b"\x80\x04\x95\x17\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x02id\x94\x85\x94R\x94.",
     "json": b'{"__class__": "os.system"}',
-    "another version": b"\xac\x02" + record(b"\xc0")[2:],
+    "another version": b"\xac\x01" + record(b"\xc0")[2:],
     "cut head": record(b"\xc0")[:39],
     "cut payload": record(CODEC.encode({"a": [1, 2, 3]}))[:-2],
     "no payload": record(b""),
@@ -517,15 +517,33 @@ async def test_hostile_bytes_in_a_tag_s_place(kind: str):
     backend = MemoryBackend()
     async with make_cache(backend, memory=None, namespace="n") as cache:
         await cache.set("k", 1, tags=["t"])
-        tokens = [key async for key in backend.scan("n::@tag:")]
-        assert len(tokens) == 1
-        await backend.set(tokens[0], HOSTILE[kind], ttl=None)
+        assert await backend.get("n::@tag:t") is not None
+        await backend.set("n::@tag:t", HOSTILE[kind], ttl=None)
         assert await cache.get("k") is None
         assert await cache.get_or_load("k", loaded, tags=["t"]) == "loaded"
         await cache.invalidate_tags("t")
         assert await cache.get("k") is None
         assert await cache.get_or_load("k", loaded, tags=["t"]) == "loaded"
         await cache.set("k", 2, tags=["t"])
+        assert await cache.get("k") == 2
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+async def test_hostile_bytes_in_the_epoch_s_place(kind: str):
+    """A namespace's epoch that was tampered with makes its entries invalid, and goes with the next `clear`."""
+    backend = MemoryBackend()
+    async with make_cache(backend, memory=None, namespace="n") as cache:
+        await cache.set("k", 1)
+        assert await backend.get("n::@tag:") is not None
+        await backend.set("n::@tag:", HOSTILE[kind], ttl=None)
+        assert await cache.get("k") is None
+        assert await cache.get_many(["k"]) == {}
+        assert await cache.get_or_load("k", loaded) == "loaded"
+        assert await cache.get("k") == "loaded"
+        assert await cache.incr("c") == 1
+        await cache.clear()
+        assert await cache.get_many(["k", "c"]) == {}
+        await cache.set("k", 2)
         assert await cache.get("k") == 2
 
 

@@ -281,7 +281,7 @@ class RedisBackend:
     # Cas ------------------------------------------------------------------------------------------------------------
 
     async def get_versioned(self, key: str, /) -> tuple[bytes | None, Version]:
-        """See `Cas.get_versioned`; the version is the first 40 bytes, or which body in chunks it was."""
+        """See `Cas.get_versioned`; the version is the first 48 bytes, or which body in chunks it was."""
         wire = check_key(key, self.key_limits)
         try:
             data = await self._transport().get(wire)

@@ -234,7 +234,7 @@ class CasChecks(Harness):
 
     @promise
     async def test_swap_returns_what_it_replaced(self, backend: Backend) -> None:
-        """At least its first 40 bytes; None for nothing."""
+        """At least its first 48 bytes; None for nothing."""
         cas, key = having(backend, Cas), self.key()
         first = bytes(range(100))
         assert await cas.swap(key, first, ttl=LONG) is None
