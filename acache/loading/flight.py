@@ -51,7 +51,10 @@ class Node:
 class Flight(Node):
     """One running load."""
 
-    __slots__ = ("_early", "_early_since", "_task", "_waiters", "background", "closed", "inside", "loop", "tags")
+    __slots__ = (
+        *("_early", "_early_since", "_task", "_waiters"),
+        *("background", "closed", "inside", "loop", "over", "stopped", "tags"),
+    )
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
         super().__init__(key)
@@ -64,6 +67,10 @@ class Flight(Node):
         self._early: Any = UNSERVED
         self._early_since = 0.0
         self.closed = False
+        self.over = False
+        """Whether it was given up: its callers have their answer, and nothing comes of what its loader still does."""
+        self.stopped = False
+        """Whether it was cancelled from here: for want of callers, or because it was given up."""
         self._waiters: Final[dict[asyncio.Future[Any], float]] = {}
         """Each with its patience: how stale a value may be, in seconds, to be taken instead of waiting."""
         self._task: asyncio.Task[Any] | None = None
@@ -100,22 +107,42 @@ class Flight(Node):
     def _land(self, task: asyncio.Task[Any]) -> None:
         # In a callback of the task, not at the end of its coroutine: a task cancelled before its first step never
         # runs, and its waiters must hear of that too.
-        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            for waiter in self._waiters:
+                if waiter.done():
+                    continue
+                if self.closed:
+                    waiter.set_exception(CacheClosed("the cache was closed while this value was being loaded"))
+                else:
+                    waiter.cancel()
+            self._waiters.clear()
+        elif (error := task.exception()) is not None:
+            self._answer(error)
+        else:
+            self._answer(None, task.result())
+
+    def _answer(self, error: BaseException | None, result: Any = None) -> None:
         if error is not None and not self._waiters:
             logger.warning("a load of %r that nobody waited for failed", self.key, exc_info=error)
         for waiter in self._waiters:
             if waiter.done():
                 continue
-            if task.cancelled():
-                if self.closed:
-                    waiter.set_exception(CacheClosed("the cache was closed while this value was being loaded"))
-                else:
-                    waiter.cancel()
-            elif error is not None:
+            if error is not None:
                 waiter.set_exception(error)
             else:
-                waiter.set_result(task.result())
+                waiter.set_result(result)
         self._waiters.clear()
+
+    def give_up(self, error: Exception | None, result: Any = None) -> None:
+        """Cancel the load and answer whoever waits, now: its loader may take its time to stop, or never do."""
+        self.over = True
+        self._stop()
+        self._answer(error, result)
+
+    def _stop(self) -> None:
+        if self._task is not None and not self.stopped:
+            self.stopped = True  # once: a second cancellation would cut its cleaning up short
+            self._task.cancel()
 
     def waiter(self, patience: float) -> asyncio.Future[Any]:
         """Return a future of the value; its cancellation is nobody else's, and `leave` has to be told of it."""
@@ -126,9 +153,8 @@ class Flight(Node):
     def leave(self, waiter: asyncio.Future[Any]) -> None:
         """Take note that somebody does not wait any more."""
         self._waiters.pop(waiter, None)
-        if not self._waiters and not self.background and self._task is not None and not self._task.done():
-            self.background = True  # abandoned once is enough
-            self._task.cancel()
+        if not self._waiters and not self.background:
+            self._stop()
 
     @property
     def awaited(self) -> bool:
@@ -138,7 +164,7 @@ class Flight(Node):
     @property
     def abandoned(self) -> bool:
         """Whether it was told to stop."""
-        return self._task is not None and self._task.cancelling() > 0
+        return self.stopped or (self._task is not None and self._task.cancelling() > 0)
 
     async def close(self) -> None:
         """Cancel the load and wait until it has ended; waiters get ``CacheClosed``."""
