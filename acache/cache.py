@@ -23,7 +23,7 @@ from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, s
 from .events import BreakerChanged, ChannelChanged, Counters, Observer, Stats, emit, logger
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
-from .loading import Batch, Load, Mark, NotLoaded
+from .loading import Batch, Load, Mark, NotLoaded, close_batches, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memoize_many import CachedBatch, HooksMany, build_many
 from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
@@ -268,6 +268,7 @@ class Cache:
     async def aclose(self) -> None:
         """Cancel running loads (their callers get ``CacheClosed``), drop the near tier, close the backend.
 
+        Loaders have five seconds to clean up; one that does not stop is left to itself then, with a warning.
         Changes that the far tier has not confirmed are sent once more, for a second at most; what does not arrive then
         is dropped, with a warning.
         Twice is harmless.  It closes every view too.  ``async with`` opens it again.
@@ -279,8 +280,10 @@ class Cache:
         if shared.memory is not None:
             shared.memory.close()
         try:
-            for scope in shared.scopes.values():
-                await scope.aclose()
+            # All are told before any is waited for: those that do not stop have one grace between them.
+            scopes = shared.scopes.values()
+            loads = [task for scope in scopes for task in (*scope.flights.close(), *close_batches(scope.batches))]
+            await end_loads(loads, shared.clock)
             if shared.channel is not None:
                 await shared.channel.aclose()
             if shared.backend is not None:

@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from ..errors import AcacheError
+from ..errors import AcacheError, short
 from .context import running_load
 from .flight import Node, flying
 
-__all__ = ["Batch", "NotLoaded", "Window"]
+__all__ = ["Batch", "NotLoaded", "Window", "close_batches"]
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -71,7 +71,9 @@ class Batch(Generic[T]):
         if self._undecided or not self._waiting:
             return
         futures, self._waiting = self._waiting, {}
-        task = asyncio.get_running_loop().create_task(self._run(futures), name="acache batch load")
+        task = asyncio.get_running_loop().create_task(
+            self._run(futures), name=f"acache batch load {short(list(futures))}"
+        )
 
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -113,6 +115,17 @@ class Batch(Generic[T]):
             msg = f"the batch loader {self._loader!r} returned a {kind}: return a dict of values by key"
             raise TypeError(msg)
         return loaded
+
+
+def close_batches(tasks: set[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
+    """Cancel calls of batch loaders and forget them; return those to wait for."""
+    loop, here = asyncio.get_running_loop(), asyncio.current_task()
+    running = [task for task in tuple(tasks) if task.get_loop() is loop and task is not here]
+    tasks.clear()
+    for task in running:
+        if not task.cancelling():  # a second time would cut its cleaning up short
+            task.cancel()
+    return running
 
 
 class Window(Generic[K]):

@@ -12,11 +12,14 @@ from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
 
-from ..errors import CacheClosed, RecursiveLoad
+from ..clock import Clock, SystemClock
+from ..errors import CacheClosed, RecursiveLoad, short
 from ..events import logger
 
-__all__ = ["UNSERVED", "Flight", "Flights", "Node", "flying"]
+__all__ = ["UNSERVED", "Flight", "Flights", "Node", "end_loads", "flying"]
 
+_GRACE: Final = 5.0
+"""Seconds that loaders have for cleaning up when the cache is closed."""
 UNSERVED: Final[Any] = object()
 """What a flight has to offer before its time: nothing."""
 
@@ -53,7 +56,7 @@ class Flight(Node):
 
     __slots__ = (
         *("_early", "_early_since", "_task", "_waiters"),
-        *("background", "closed", "inside", "loop", "over", "stopped", "tags"),
+        *("background", "inside", "loop", "over", "stopped", "tags"),
     )
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
@@ -66,7 +69,6 @@ class Flight(Node):
         """Whether some other load waits for it."""
         self._early: Any = UNSERVED
         self._early_since = 0.0
-        self.closed = False
         self.over = False
         """Whether it was given up: its callers have their answer, and nothing comes of what its loader still does."""
         self.stopped = False
@@ -109,12 +111,7 @@ class Flight(Node):
         # runs, and its waiters must hear of that too.
         if task.cancelled():
             for waiter in self._waiters:
-                if waiter.done():
-                    continue
-                if self.closed:
-                    waiter.set_exception(CacheClosed("the cache was closed while this value was being loaded"))
-                else:
-                    waiter.cancel()
+                waiter.cancel()
             self._waiters.clear()
         elif (error := task.exception()) is not None:
             self._answer(error)
@@ -166,17 +163,17 @@ class Flight(Node):
         """Whether it was told to stop."""
         return self.stopped or (self._task is not None and self._task.cancelling() > 0)
 
-    async def close(self) -> None:
-        """Cancel the load and wait until it has ended; waiters get ``CacheClosed``."""
-        self.closed = True
+    def close(self) -> asyncio.Task[Any] | None:
+        """Give the load up, waiters get ``CacheClosed``; return the task to wait for, if it runs here."""
         task = self._task
         if task is None or self.loop.is_closed() or task is asyncio.current_task():
-            return
-        if self.loop is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.wait([task])
-        else:
-            self.loop.call_soon_threadsafe(task.cancel)
+            return None
+        if self.loop is not asyncio.get_running_loop():
+            self.loop.call_soon_threadsafe(self.close)
+            return None
+        closed = CacheClosed("the cache was closed while this value was being loaded")
+        self.give_up(closed if self._waiters else None)
+        return task
 
 
 class Flights:
@@ -274,12 +271,31 @@ class Flights:
         if self.running.get(flight.key) is flight:
             del self.running[flight.key]
 
-    async def aclose(self) -> None:
-        """Cancel every load and wait until they have ended."""
-        for flight in tuple(self._all):
-            await flight.close()
+    def close(self) -> list[asyncio.Task[Any]]:
+        """Give every load up and forget it; return the tasks to wait for."""
+        tasks = [task for flight in tuple(self._all) if (task := flight.close()) is not None]
         self._all.clear()
         self.running.clear()
+        return tasks
+
+    async def aclose(self) -> None:
+        """Give every load up, and wait until they have cleaned up."""
+        await end_loads(self.close(), SystemClock())
+
+
+async def end_loads(tasks: Collection[asyncio.Task[Any]], clock: Clock) -> None:
+    """Wait until tasks that were cancelled have cleaned up, but not for ever, as they may have swallowed that."""
+    if not tasks:
+        return
+    ended = asyncio.ensure_future(asyncio.wait(tasks))
+    timer = clock.call_later(_GRACE, ended.cancel)
+    try:
+        await asyncio.wait([ended])
+    finally:
+        timer.cancel()
+        ended.cancel()
+    if late := [task.get_name() for task in tasks if not task.done()]:
+        logger.warning("not ended %g s after the cache was closed, and left to themselves: %s", _GRACE, short(late))
 
 
 async def _fly(flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Any]]) -> Any:
