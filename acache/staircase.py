@@ -384,6 +384,8 @@ class Staircase:
             if flight.over or (fallback := self._failed(attempt, started, error)) is None:
                 raise
             return fallback
+        finally:
+            flight.returned = True
         if flight.over:
             return value
         took = self._now() - started

@@ -43,7 +43,8 @@ class Batch(Generic[T]):
         self._undecided: Final = set(keys)
         self._waiting: dict[str, asyncio.Future[T]] = {}
         self._loader: Final = loader
-        self._node: Final = Node("a batch")
+        self._node = Node("a batch")
+        """What those wait for who ask: the next call."""
 
     async def load(self, key: str) -> T:
         """Ask for a key, from inside its flight.
@@ -53,15 +54,15 @@ class Batch(Generic[T]):
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
-        flight = flying.get()
+        flight, node = flying.get(), self._node
         if flight is not None:
-            flight.waiting_on.append(self._node)
+            flight.waiting_on.append(node)
         self.decided(key)
         try:
             return await future
         finally:
             if flight is not None:
-                flight.waiting_on.remove(self._node)
+                flight.waiting_on.remove(node)
             if self._waiting.get(key) is future:
                 del self._waiting[key]
 
@@ -71,8 +72,9 @@ class Batch(Generic[T]):
         if self._undecided or not self._waiting:
             return
         futures, self._waiting = self._waiting, {}
+        node, self._node = self._node, Node("a batch")
         task = asyncio.get_running_loop().create_task(
-            self._run(futures), name=f"acache batch load {short(list(futures))}"
+            self._run(futures, node), name=f"acache batch load {short(list(futures))}"
         )
 
         self._tasks.add(task)
@@ -85,8 +87,8 @@ class Batch(Generic[T]):
         for future in futures.values():
             future.add_done_callback(left)
 
-    async def _run(self, futures: Mapping[str, asyncio.Future[T]]) -> None:
-        flying.set(self._node)  # its loader is part of every flight that waits for it
+    async def _run(self, futures: Mapping[str, asyncio.Future[T]], node: Node) -> None:
+        flying.set(node)  # its loader is part of every flight that waits for it
         running_load.set(None)  # and of no single one's
         try:
             loaded = await self._call(list(futures))
@@ -100,6 +102,8 @@ class Batch(Generic[T]):
             if not isinstance(error, Exception):
                 raise
             return
+        finally:
+            node.returned = True
         for key, future in futures.items():
             if not future.done():
                 if key in loaded:

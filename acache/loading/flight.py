@@ -30,12 +30,14 @@ flying: Final[ContextVar[Node | None]] = ContextVar("acache_flight", default=Non
 class Node:
     """Something that ends only after what it waits for has ended."""
 
-    __slots__ = ("key", "waiting_on")
+    __slots__ = ("key", "returned", "waiting_on")
 
     def __init__(self, key: str) -> None:
         self.key: Final = key
         self.waiting_on: Final[list[Node]] = []
         """What its loader waits for at this moment."""
+        self.returned = False
+        """Whether its loader has returned: of the tasks it left behind, which carry its context, it waits for none."""
 
     def waits_for(self, other: Node) -> bool:
         """Tell whether this is ``other``, or cannot end before it does."""
@@ -239,12 +241,13 @@ class Flights:
             RecursiveLoad: the caller is part of what the flight waits for.
         """
         inside = flying.get()
-        if inside is None:
+        if inside is None or inside.returned:
             return flight.waiter(patience)
         if flight.waits_for(inside):
             msg = (
                 f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
-                " give the two values two keys, or call the function underneath"
+                " give the two values two keys, or call the function underneath;"
+                " a task that the loader does not wait for needs a context of its own"
             )
             raise RecursiveLoad(msg)
         inside.waiting_on.append(flight)

@@ -522,6 +522,27 @@ async def test_processes_that_wait_for_each_other_find_out(far_topology: Topolog
     assert all(isinstance(result, RecursiveLoad) for result in await both)
 
 
+async def test_a_batch_s_second_call_that_waits_for_itself_is_told_so(far_topology: Topology):
+    """A key that another process failed to load gets a call of its own, after that for the others has returned."""
+    first, second = far_topology.cache(policy=LONG), far_topology.cache(policy=LONG)
+    source, asked = Source(ZeroDivisionError()), list[list[str]]()
+    elsewhere = ask(first, source, "b")
+    await source.began.wait()
+
+    async def many(keys: Any) -> dict[str, str]:
+        asked.append(list(keys))
+        if len(asked) == 2:
+            return {"b": await second.get_or_load("b", Source())}
+        source.finish.set()
+        return dict.fromkeys(keys, "value")
+
+    both = asyncio.create_task(second.load_many(["a", "b"], many))
+    await pass_time(far_topology, both.done)
+    assert asked == [["a"], ["b"]]
+    assert isinstance(both.exception(), RecursiveLoad)
+    assert isinstance(elsewhere.exception(), ZeroDivisionError)
+
+
 # ------------------------------------------------------------------------------------------------ the far tier is away
 
 
