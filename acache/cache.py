@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, 
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from .backends.base import Backend, Track
 from .backends.urls import open_backend
@@ -25,7 +25,7 @@ from .inputs import Coherence, check_coherence, check_delta, check_lease, check_
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded, close_batches, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
-from .memoize_many import CachedBatch, HooksMany, build_many
+from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
 from .remote import Breaker
@@ -1106,7 +1106,7 @@ class Cache:
         batch_window: Seconds = ...,
         thread: Literal[False] = ...,
         **rules: Unpack[FunctionRules],
-    ) -> Callable[[Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]]], CachedBatch[K, P, R]]: ...
+    ) -> Decorate: ...
     @overload
     def cached_many(
         self,
@@ -1116,7 +1116,7 @@ class Cache:
         batch_window: Seconds = ...,
         thread: Literal[True],
         **rules: Unpack[FunctionRules],
-    ) -> Callable[[Callable[Concatenate[list[K], P], Mapping[K, R]]], CachedBatch[K, P, R]]: ...
+    ) -> DecorateBlocking: ...
 
     def cached_many(
         self,
@@ -1126,29 +1126,30 @@ class Cache:
         batch_window: Seconds = 0,
         thread: bool = False,
         **rules: Unpack[FunctionRules],
-    ) -> Callable[[Callable[Concatenate[list[K], P], Any]], CachedBatch[K, P, Any]]:
+    ) -> Callable[[Callable[..., Any]], Any]:
         """Decorate a coroutine function that loads many values at once: each value is cached under a key of its own.
 
-        Its first parameter takes a list of items, and it returns a dict of values by item.  It is called once for all
-        the items that are missing; an item that somebody is loading already is waited for.  ``function.one(item)``
-        collects the single items that are asked for in one turn of the event loop into one such call.
+        Its first parameter, after ``self``, takes a list of items, and it returns a dict of values by item.  It is
+        called once for all the items that are missing; an item that somebody is loading already is waited for.
+        ``function.one(item)`` collects the single items that are asked for in one turn of the event loop into one such
+        call.
 
         Args:
             function: nothing; the parentheses are needed.
             batch_window: seconds for which ``one`` collects, from the first item that is missing; zero for one turn.
             thread: as for `cached`.
-            rules: those of `cached`.  In templates, and for a ``key=`` function, the first parameter is one item;
+            rules: those of `cached`.  In templates, and for a ``key=`` function, this parameter is one item;
                 ``ttl=`` and ``condition=`` get one value; the decode type is that of the values.
 
         Raises:
-            ConfigurationError: as for `cached`, or the first parameter cannot be the items.
+            ConfigurationError: as for `cached`, or there is no parameter for the items.
         """
         if function is not None:
             msg = "write @cache.cached_many() with parentheses: the rules go there"
             raise ConfigurationError(msg)
         window, made = seconds(batch_window, "batch_window"), self._rules(thread=thread, **rules)
 
-        def decorate(function: Callable[Concatenate[list[K], P], Any]) -> CachedBatch[K, P, Any]:
+        def decorate(function: Callable[..., Any]) -> Any:
             check_function(function, thread=thread)
             self._check_name(function, made)
             hooks = HooksMany(

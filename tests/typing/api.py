@@ -304,6 +304,47 @@ class Repository:
 class Special(Repository): ...
 
 
+class Catalogue:
+    @CACHE.cached_many(ignore=("self",))
+    async def one(self, ids: list[int], *, verbose: bool = False) -> dict[int, User]:
+        return {}
+
+    @classmethod
+    @CACHE.cached_many()
+    async def two(cls, ids: Sequence[int]) -> Mapping[int, User]:
+        return await cls.three(ids)
+
+    @staticmethod
+    @CACHE.cached_many()
+    async def three(ids: Sequence[int]) -> dict[int, User]:
+        return {}
+
+    @CACHE.cached_many(thread=True)
+    def four(self, ids: list[str]) -> dict[str, User]:
+        return {}
+
+
+async def many_methods(catalogue: Catalogue) -> None:
+    assert_type(await catalogue.one([1], verbose=True), dict[int, User])
+    assert_type(await Catalogue.one(catalogue, {1, 2}), dict[int, User])
+    assert_type(await Catalogue.one.one(catalogue, 1), User)
+    assert_type(await catalogue.one.one(catalogue, 1), User)
+    assert_type(await catalogue.one.refresh(catalogue, [1]), dict[int, User])
+    assert_type(await catalogue.one.invalidate([1]), int)
+    assert_type(catalogue.one.peek([1]), dict[int, User])
+    assert_type(catalogue.one.key(1), str)
+    assert_type(catalogue.one.stats(), Stats)
+    await catalogue.one(["a"])  # type: ignore[list-item]
+    await catalogue.one([1], 2)  # type: ignore[call-arg, arg-type]
+    assert_type(await Catalogue.two([1]), dict[int, User])
+    assert_type(await catalogue.two([1]), dict[int, User])
+    assert_type(await Catalogue.two.one(Catalogue, 1), User)
+    assert_type(await Catalogue.three([1]), dict[int, User])
+    assert_type(await catalogue.three([1]), dict[int, User])
+    assert_type(await catalogue.three.one(1), User)
+    assert_type(await catalogue.four(["a"]), dict[str, User])
+
+
 async def methods(repository: Repository) -> None:
     assert_type(await repository.one(1), User)
     assert_type(await repository.one(user_id=1), User)
