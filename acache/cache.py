@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unp
 from .backends.base import Backend, Track
 from .backends.urls import open_backend
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
-from .codecs import Codec
+from .codecs.base import Codec, encode_under
 from .coherence import Channel, ChannelState
 from .entry import Entry, Envelope
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
@@ -599,7 +599,7 @@ class Cache:
 
     async def _write(self, items: Mapping[str, Any], lifetime: float, names: tuple[str, ...], operation: str) -> None:
         assert self._remote is not None  # noqa: S101 - for the type checker
-        payloads = {key: self._tiers.codec.encode(value) for key, value in items.items()}
+        payloads = {key: encode_under(key, value, self._tiers.codec) for key, value in items.items()}
         if self._trust.until <= self._now():
             await self._tiers.get_ready()
         cells = self._scope.tags.cells(names)
@@ -644,7 +644,7 @@ class Cache:
             self._tiers.forget(key)
             self._tiers.keep(key, value, lifetime, cells=cells)
         else:
-            payload = self._tiers.codec.encode(value)
+            payload = encode_under(key, value, self._tiers.codec)
             if self._trust.until <= self._now():
                 await self._tiers.get_ready()
             async with _Writing(self, "add", (key,)) as writing:

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from .backends.base import Version
 from .clock import FOREVER, ttl_seconds
+from .codecs.base import encode_under
 from .coherence import TagCell
 from .entry import Entry, pack
 from .errors import BackendError, LoadTimeout
@@ -457,7 +458,7 @@ class Staircase:
             return
         lifetime = self._load_ttl(load, context, value)
         if remote is not None and attempt.version is not _UNKNOWN:
-            payload = self._tiers.codec.encode(value)
+            payload = encode_under(load.key, value, self._tiers.codec)
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
             filled = False
             if self._now() - attempt.looked_at > FILL_WITHIN:
