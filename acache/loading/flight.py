@@ -298,7 +298,7 @@ async def end_loads(tasks: Collection[asyncio.Task[Any]], clock: Clock) -> None:
         timer.cancel()
         ended.cancel()
     if late := [task.get_name() for task in tasks if not task.done()]:
-        logger.warning("not ended %g s after the cache was closed, and left to themselves: %s", _GRACE, short(late))
+        logger.warning("still running %g s after the cache was closed, and left to themselves: %s", _GRACE, short(late))
 
 
 async def _fly(flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Any]]) -> Any:

@@ -366,7 +366,7 @@ async def test_a_close_that_is_cancelled_while_loaders_clean_up_closes_the_backe
     await settle()
 
 
-async def test_close_ends_loads_behind(topology: Topology, settle: Settle):
+async def test_close_ends_loads_behind(topology: Topology, caplog: pytest.LogCaptureFixture):
     """A refresh behind a stale answer and an abandoned load that was to finish are ended too."""
     policy = Policy(ttl=10, stale_while_revalidate=100, finish_abandoned=True, backend_timeout=30)
     cache = topology.cache(policy=policy)
@@ -391,6 +391,7 @@ async def test_close_ends_loads_behind(topology: Topology, settle: Settle):
     await asyncio.wait([task])
     await cache.aclose()
     assert sorted(ended) == ["abandoned", "k"]
+    assert caplog.messages == []
 
 
 async def test_a_loader_may_close_its_own_cache(topology: Topology):
