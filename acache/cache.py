@@ -11,22 +11,22 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, 
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Concatenate, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from .backends.base import Backend, Track
 from .backends.urls import open_backend
 from .calls import Breaker
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
-from .codecs import Codec
+from .codecs.base import Codec, encode_under
 from .coherence import EPOCH, Channel, ChannelState
 from .entry import Entry, Envelope
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
 from .events import BreakerChanged, ChannelChanged, Counters, Observer, Stats, emit, logger
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
-from .loading import Batch, Load, Mark, NotLoaded
+from .loading import Batch, Load, Mark, NotLoaded, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
-from .memoize_many import CachedBatch, HooksMany, build_many
+from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
@@ -268,6 +268,7 @@ class Cache:
     async def aclose(self) -> None:
         """Cancel running loads (their callers get ``CacheClosed``), drop the near tier, close the backend.
 
+        Loaders have five seconds to clean up; one that does not stop is left to itself then, with a warning.
         Changes that the far tier has not confirmed are sent once more, for a second at most; what does not arrive then
         is dropped, with a warning.
         Twice is harmless.  It closes every view too.  ``async with`` opens it again.
@@ -279,8 +280,9 @@ class Cache:
         if shared.memory is not None:
             shared.memory.close()
         try:
-            for scope in shared.scopes.values():
-                await scope.aclose()
+            # All are told before any is waited for: those that do not stop have one grace between them.
+            scopes = shared.scopes.values()
+            await end_loads([task for scope in scopes for task in scope.close()], shared.clock)
             if shared.channel is not None:
                 await shared.channel.aclose()
             if shared.backend is not None:
@@ -597,7 +599,7 @@ class Cache:
 
     async def _write(self, items: Mapping[str, Any], lifetime: float, names: tuple[str, ...], operation: str) -> None:
         assert self._remote is not None  # noqa: S101 - for the type checker
-        payloads = {key: self._tiers.codec.encode(value) for key, value in items.items()}
+        payloads = {key: encode_under(key, value, self._tiers.codec) for key, value in items.items()}
         if self._trust.until <= self._now():
             await self._tiers.get_ready()
         cells = self._scope.tags.cells(names)
@@ -639,7 +641,7 @@ class Cache:
             self._tiers.forget(key)
             self._tiers.keep(key, value, lifetime, cells=cells)
         else:
-            payload = self._tiers.codec.encode(value)
+            payload = encode_under(key, value, self._tiers.codec)
             if self._trust.until <= self._now():
                 await self._tiers.get_ready()
             async with _Writing(self, "add", (key,)) as writing:
@@ -668,7 +670,7 @@ class Cache:
         if self._remote is None:
             cells = self._scope.tags.cells(names)
             extra, now = Extra(cells, 0.0) if cells else None, self._now()
-            for key, form in [(key, self._tiers.form(value)) for key, value in items.items()]:
+            for key, form in [(key, self._tiers.form(key, value)) for key, value in items.items()]:
                 self._tiers.forget(key)
                 self._tiers.put(key, form, lifetime, extra, now)
         else:
@@ -723,7 +725,7 @@ class Cache:
             msg = f"cannot add {short(delta)} to {key!r}: it holds {short(value)}, and counters are 64-bit integers"
             raise DecodeError(msg)
         self._tiers.forget(key)
-        self._tiers.put(key, self._tiers.form(value + delta), lifetime, extra, now)
+        self._tiers.put(key, self._tiers.form(key, value + delta), lifetime, extra, now)
         return value + delta
 
     async def decr(self, key: str, delta: int = 1, *, ttl: Ttl = DEFAULT) -> int:
@@ -1101,7 +1103,7 @@ class Cache:
         batch_window: Seconds = ...,
         thread: Literal[False] = ...,
         **rules: Unpack[FunctionRules],
-    ) -> Callable[[Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, R]]]], CachedBatch[K, P, R]]: ...
+    ) -> Decorate: ...
     @overload
     def cached_many(
         self,
@@ -1111,7 +1113,7 @@ class Cache:
         batch_window: Seconds = ...,
         thread: Literal[True],
         **rules: Unpack[FunctionRules],
-    ) -> Callable[[Callable[Concatenate[list[K], P], Mapping[K, R]]], CachedBatch[K, P, R]]: ...
+    ) -> DecorateBlocking: ...
 
     def cached_many(
         self,
@@ -1121,29 +1123,30 @@ class Cache:
         batch_window: Seconds = 0,
         thread: bool = False,
         **rules: Unpack[FunctionRules],
-    ) -> Callable[[Callable[Concatenate[list[K], P], Any]], CachedBatch[K, P, Any]]:
+    ) -> Callable[[Callable[..., Any]], Any]:
         """Decorate a coroutine function that loads many values at once: each value is cached under a key of its own.
 
-        Its first parameter takes a list of items, and it returns a dict of values by item.  It is called once for all
-        the items that are missing; an item that somebody is loading already is waited for.  ``function.one(item)``
-        collects the single items that are asked for in one turn of the event loop into one such call.
+        Its first parameter, after ``self``, takes a list of items, and it returns a dict of values by item.  It is
+        called once for all the items that are missing; an item that somebody is loading already is waited for.
+        ``function.one(item)`` collects the single items that are asked for in one turn of the event loop into one such
+        call.
 
         Args:
             function: nothing; the parentheses are needed.
             batch_window: seconds for which ``one`` collects, from the first item that is missing; zero for one turn.
             thread: as for `cached`.
-            rules: those of `cached`.  In templates, and for a ``key=`` function, the first parameter is one item;
+            rules: those of `cached`.  In templates, and for a ``key=`` function, this parameter is one item;
                 ``ttl=`` and ``condition=`` get one value; the decode type is that of the values.
 
         Raises:
-            ConfigurationError: as for `cached`, or the first parameter cannot be the items.
+            ConfigurationError: as for `cached`, or there is no parameter for the items.
         """
         if function is not None:
             msg = "write @cache.cached_many() with parentheses: the rules go there"
             raise ConfigurationError(msg)
         window, made = seconds(batch_window, "batch_window"), self._rules(thread=thread, **rules)
 
-        def decorate(function: Callable[Concatenate[list[K], P], Any]) -> CachedBatch[K, P, Any]:
+        def decorate(function: Callable[..., Any]) -> Any:
             check_function(function, thread=thread)
             self._check_name(function, made)
             hooks = HooksMany(

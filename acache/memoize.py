@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
 from textwrap import indent
-from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
+from typing import Any, Final, ParamSpec, Protocol, TypeVar
 
 from .clock import Seconds
 from .coherence import Trust
@@ -42,9 +42,17 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R")
 S = TypeVar("S")
+F_contra = TypeVar("F_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
 
 _EXACT: Final = frozenset((int, str, bool, bytes, type(None)))
 """Types of which equal values always have equal key texts."""
+
+
+class _First(Protocol[F_contra, P, R_co]):
+    """A coroutine function that takes at least one argument."""
+
+    def __call__(self, first: F_contra, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R_co]: ...
 
 
 class CachedFunction(Protocol[P, R]):
@@ -61,10 +69,18 @@ class CachedFunction(Protocol[P, R]):
         """Return the cached result for these arguments, calling the function if there is none."""
         ...
 
+    # What kind of method it is, the type of its first parameter tells: @classmethod and @staticmethod leave an object
+    # with a type of its own as it is.  A first parameter that takes anything is no ``cls``.
     @typing.overload
-    def __get__(self, instance: None, owner: Any = None) -> CachedFunction[P, R]: ...
+    def __get__(self: _First[object, Q, Any], instance: None, owner: Any = None) -> CachedFunction[P, R]: ...
     @typing.overload
-    def __get__(self: CachedFunction[Concatenate[S, Q], R], instance: S, owner: Any = None) -> CachedMethod[Q, R]: ...
+    def __get__(self: _First[type[S], Q, R], instance: None, owner: type[S]) -> CachedMethod[Q, R]: ...
+    @typing.overload
+    def __get__(self: _First[type[S], Q, R], instance: S, owner: Any = None) -> CachedMethod[Q, R]: ...
+    @typing.overload
+    def __get__(self: _First[S, Q, R], instance: S, owner: Any = None) -> CachedMethod[Q, R]: ...
+    @typing.overload
+    def __get__(self, instance: Any, owner: Any = None) -> CachedFunction[P, R]: ...
 
     @property
     def __wrapped__(self) -> Callable[P, Any]:
@@ -112,11 +128,11 @@ class CachedFunction(Protocol[P, R]):
 
 
 class CachedMethod(Protocol[P, R]):
-    """A `CachedFunction` found through an instance.
+    """A `CachedFunction` found through an instance, or a class method found through its class.
 
     Called, it is bound; its helpers are the function's own.  They need no instance where ``ignore=("self",)`` leaves it
     out of the key, and otherwise take it as an argument; so do `refresh` and `bypass`, always:
-    ``Shop.price.refresh(shop, 1)``.
+    ``Shop.price.refresh(shop, 1)``.  With class methods it is the class.
     """
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:

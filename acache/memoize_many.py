@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, 
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
-from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from .clock import Clock
 from .errors import ConfigurationError, InvalidKey, KeyMissing
@@ -18,11 +18,13 @@ from .inputs import several
 from .loading import Load, NotLoaded, Window
 from .memoize import Binder, Rules, in_thread, type_hints
 
-__all__ = ["CachedBatch", "HooksMany", "build_many"]
+__all__ = ["BoundBatch", "CachedBatch", "Decorate", "DecorateBlocking", "HooksMany", "UnboundBatch", "build_many"]
 
 P = ParamSpec("P")
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+S = TypeVar("S")
+F_contra = TypeVar("F_contra", contravariant=True)
 
 Call: typing.TypeAlias = Callable[[], Awaitable[Any]]
 Make: typing.TypeAlias = Callable[[str, Call], Load]
@@ -33,7 +35,8 @@ class CachedBatch(Protocol[K, P, V]):
     """What `acache.Cache.cached_many` returns: a coroutine function with these attributes.
 
     The first argument is the items; what the other ones are is part of every key, save those named in ``ignore=``,
-    which `key`, `invalidate`, `peek` and `set` do not take.
+    which `key`, `invalidate`, `peek` and `set` do not take.  Those of a method take the instance before the items,
+    as those of a `CachedFunction` do.
     """
 
     __name__: str
@@ -95,6 +98,103 @@ class CachedBatch(Protocol[K, P, V]):
         ...
 
 
+class _Helpers(Protocol[K, V]):
+    """The helpers of a method: those of a `CachedBatch`, with the instance first where they need it."""
+
+    async def one(self, /, *args: Any, **kwargs: Any) -> V:
+        """See `CachedBatch.one`."""
+        ...
+
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
+        """See `CachedBatch.key`."""
+        ...
+
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> int:
+        """See `CachedBatch.invalidate`."""
+        ...
+
+    async def invalidate_all(self) -> None:
+        """See `CachedBatch.invalidate_all`."""
+        ...
+
+    async def refresh(self, /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        """See `CachedBatch.refresh`."""
+        ...
+
+    async def bypass(self, /, *args: Any, **kwargs: Any) -> Mapping[K, V]:
+        """See `CachedBatch.bypass`."""
+        ...
+
+    def peek(self, /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        """See `CachedBatch.peek`."""
+        ...
+
+    async def set(self, /, *args: Any, **kwargs: Any) -> None:
+        """See `CachedBatch.set`."""
+        ...
+
+    def stats(self) -> Stats:
+        """See `CachedBatch.stats`."""
+        ...
+
+
+class BoundBatch(_Helpers[K, V], Protocol[K, P, V]):
+    """A `CachedBatch` that is a method, found where it is bound: called, it takes the items."""
+
+    def __call__(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, dict[K, V]]:
+        """See `CachedBatch.__call__`."""
+        ...
+
+
+class UnboundBatch(_Helpers[K, V], Protocol[F_contra, K, P, V]):
+    """A `CachedBatch` whose items are the second argument, for the first one is ``self`` or ``cls``."""
+
+    __name__: str
+    __qualname__: str
+
+    def __call__(
+        self, first: F_contra, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Coroutine[Any, Any, dict[K, V]]:
+        """See `CachedBatch.__call__`."""
+        ...
+
+    @overload
+    def __get__(self: UnboundBatch[type[S], K, P, V], instance: None, owner: type[S]) -> BoundBatch[K, P, V]: ...
+    @overload
+    def __get__(self, instance: None, owner: Any = None) -> UnboundBatch[F_contra, K, P, V]: ...
+    @overload
+    def __get__(self: UnboundBatch[type[S], K, P, V], instance: S, owner: Any = None) -> BoundBatch[K, P, V]: ...
+    @overload
+    def __get__(self: UnboundBatch[S, K, P, V], instance: S, owner: Any = None) -> BoundBatch[K, P, V]: ...
+
+
+class Decorate(Protocol):
+    """What `acache.Cache.cached_many` makes of a coroutine function, and of a method."""
+
+    # The two overlap for a first parameter that takes a list, which then is the items.
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[list[K], P], Coroutine[Any, Any, Mapping[K, V]]], /
+    ) -> CachedBatch[K, P, V]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[S, list[K], P], Coroutine[Any, Any, Mapping[K, V]]], /
+    ) -> UnboundBatch[S, K, P, V]: ...
+
+
+class DecorateBlocking(Protocol):
+    """What it makes of a function that blocks."""
+
+    @overload
+    def __call__(  # type: ignore[overload-overlap]
+        self, function: Callable[Concatenate[list[K], P], Mapping[K, V]], /
+    ) -> CachedBatch[K, P, V]: ...
+    @overload
+    def __call__(
+        self, function: Callable[Concatenate[S, list[K], P], Mapping[K, V]], /
+    ) -> UnboundBatch[S, K, P, V]: ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HooksMany:
     """What a cached batch function needs of its cache."""
@@ -150,10 +250,12 @@ class _Behind(Generic[K, V]):
 
     # Calls ----------------------------------------------------------------------------------------------------------
 
-    async def load_many(self, args: tuple[Any, ...], kwargs: dict[str, Any], *, fresh: bool = True) -> dict[K, V]:
+    async def load_many(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[K, V]:
         bound = self._binder.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        arguments = bound.arguments
+        return await self._load_all(bound.arguments)
+
+    async def _load_all(self, arguments: dict[str, Any], *, fresh: bool = True) -> dict[K, V]:
         by_key = self._by_key(arguments)
         values = await self._hooks.load_many(
             list(by_key),
@@ -165,9 +267,10 @@ class _Behind(Generic[K, V]):
         )
         return {by_key[key]: value for key, value in values.items()}
 
-    async def one(self, item: K, /, *args: Any, **kwargs: Any) -> V:
-        arguments = self._binder.bind_all(([item], *args), kwargs)
-        [(key, _)] = self._by_key(arguments).items()
+    async def one(self, /, *args: Any, **kwargs: Any) -> V:
+        arguments = self._binder.bind_all(args, kwargs)
+        item: K = arguments[self._items]
+        key = self._binder.key_of(arguments)
         call = partial(self._ask, arguments, key, item)
         try:
             return typing.cast("V", await self._hooks.resolve(self._load(arguments, {key: item}, key, call)))
@@ -221,33 +324,32 @@ class _Behind(Generic[K, V]):
         tags = self._binder.tags(arguments | {self._items: by_key[key]})
         return Load(key, call, rules.policy, self._hooks.counters, tags, self._type, rules.condition, rules.ttl)
 
-    # Helpers --------------------------------------------------------------------------------------------------------
+    # Helpers, with one item or with values where the function takes the items ---------------------------------------
 
-    def _bind_key(self, items: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return self._binder.bind_key((items, *args), kwargs)
+    def key(self, /, *args: Any, **kwargs: Any) -> str:
+        return self._binder.key_of(self._binder.bind_key(args, kwargs))
 
-    def key(self, item: K, /, *args: Any, **kwargs: Any) -> str:
-        return self._binder.key_of(self._bind_key(item, args, kwargs))
-
-    async def invalidate(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> int:
-        return await self._hooks.delete_many(list(self._by_key(self._bind_key(items, args, kwargs))))
+    async def invalidate(self, /, *args: Any, **kwargs: Any) -> int:
+        return await self._hooks.delete_many(list(self._by_key(self._binder.bind_key(args, kwargs))))
 
     async def invalidate_all(self) -> None:
         await self._hooks.invalidate_all(self._binder)
 
-    async def refresh(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> dict[K, V]:
-        return await self.load_many((items, *args), kwargs, fresh=False)
+    async def refresh(self, /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        return await self._load_all(self._binder.bind_all(args, kwargs), fresh=False)
 
-    async def bypass(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> Mapping[K, V]:
-        return await self._call_function(self._binder.bind_all((items, *args), kwargs), list(items))
+    async def bypass(self, /, *args: Any, **kwargs: Any) -> Mapping[K, V]:
+        arguments = self._binder.bind_all(args, kwargs)
+        return await self._call_function(arguments, list(arguments[self._items]))
 
-    def peek(self, items: Iterable[K], /, *args: Any, **kwargs: Any) -> dict[K, V]:
-        by_key = self._by_key(self._bind_key(items, args, kwargs))
+    def peek(self, /, *args: Any, **kwargs: Any) -> dict[K, V]:
+        by_key = self._by_key(self._binder.bind_key(args, kwargs))
         found = {item: self._hooks.peek(key, _MISS) for key, item in by_key.items()}
         return {item: value for item, value in found.items() if value is not _MISS}
 
-    async def set(self, values: Mapping[K, V], /, *args: Any, **kwargs: Any) -> None:
-        arguments, rules = self._bind_key(list(values), args, kwargs), self._rules
+    async def set(self, /, *args: Any, **kwargs: Any) -> None:
+        arguments, rules = self._binder.bind_key(args, kwargs), self._rules
+        values: Mapping[K, V] = arguments[self._items]
         for key, item in self._by_key(arguments).items():
             value = values[item]
             ttl = rules.policy.ttl if rules.ttl is None else rules.ttl(value)
@@ -258,13 +360,14 @@ class _Behind(Generic[K, V]):
 
 
 def _items_parameter(function: Callable[..., Any], rules: Rules) -> str:
-    """Return the name of the parameter that takes the items: the first one."""
-    first = next(iter(inspect.signature(function).parameters.values()), None)
+    """Return the name of the parameter that takes the items: the first one, or the first one after self."""
+    parameters = [p for p in inspect.signature(function).parameters.values() if p.name not in ("self", "cls")]
+    first = next(iter(parameters), None)
     takes = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    if first is None or first.kind not in takes or first.name in ("self", "cls") or first.name in rules.ignore:
+    if first is None or first.kind not in takes or first.name in rules.ignore:
         msg = (
-            f"{function.__module__}.{function.__qualname__}(): cached_many takes a function whose first parameter is"
-            " the list of items to load; for a method, decorate a function and call it with what it needs of self"
+            f"{function.__module__}.{function.__qualname__}(): cached_many takes a function whose first parameter,"
+            " after self or cls, is the list of items to load"
         )
         raise ConfigurationError(msg)
     return first.name

@@ -58,7 +58,7 @@ class Policy:
 
     Here and in ``load_timeout``, time spent waiting for another process's load is part of it."""
     load_timeout: float | None = None
-    """After this long a load is cancelled and its callers get ``LoadTimeout``."""
+    """After this long a load is cancelled and its callers get ``LoadTimeout``, whether it stops or not."""
     finish_abandoned: bool = False
     """Let a load run to its end, and fill, although its last caller was cancelled."""
     error_backoff: float = 1.0

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from .backends.base import Version
 from .clock import FOREVER, ttl_seconds
+from .codecs.base import encode_under
 from .coherence import EPOCH, TagCell
 from .entry import Entry, pack
 from .errors import BackendError, LoadTimeout
@@ -377,11 +378,13 @@ class Staircase:
         except NotLoaded:
             raise
         except Exception as error:
-            self._notes.load_failed(load.key, self._now() - started, error, load.counters)
-            if stale is None:
+            if flight.over or (fallback := self._failed(attempt, started, error)) is None:
                 raise
-            self._back_off(load.key, load.policy)
-            return _Fallback(stale.value, started + stale.fresh_for, error, error.__traceback__)
+            return fallback
+        finally:
+            flight.returned = True
+        if flight.over:
+            return value
         took = self._now() - started
         self._scope.backoffs.pop(load.key, None)
         self._notes.loaded(load.key, took)
@@ -410,11 +413,20 @@ class Staircase:
             if not any(cell.spoilt for cell in attempt.cells):
                 return
 
+    def _failed(self, attempt: _Attempt, started: float, error: Exception) -> _Fallback | None:
+        """Take note that the loader failed; return what its callers are offered in place of the error, if anything."""
+        load, stale = attempt.load, attempt.stale
+        self._notes.load_failed(load.key, self._now() - started, error, load.counters)
+        if stale is None:
+            return None
+        self._back_off(load.key, load.policy)
+        return _Fallback(stale.value, started + stale.fresh_for, error, error.__traceback__)
+
     async def _run_softly(self, attempt: _Attempt, flight: Flight) -> Any:
         """Run the loader; after ``soft_timeout`` those who wait get the stale value."""
         policy, stale = attempt.load.policy, attempt.stale
         if policy.soft_timeout is None or stale is None or stale.fresh_for <= -policy.stale_for:
-            return await self._run(attempt)
+            return await self._run(attempt, flight)
 
         def lose_patience() -> None:
             now = self._now()
@@ -424,31 +436,27 @@ class Staircase:
         patience = max(0.0, policy.soft_timeout - attempt.waited)
         timer = self._tiers.shared.clock.call_later(patience, lose_patience)
         try:
-            return await self._run(attempt)
+            return await self._run(attempt, flight)
         finally:
             timer.cancel()
 
-    async def _run(self, attempt: _Attempt) -> Any:
+    async def _run(self, attempt: _Attempt, flight: Flight) -> Any:
+        """Run the loader; after ``load_timeout`` it is cancelled, and nobody waits for it to stop."""
         load, timeout = attempt.load, attempt.load.policy.load_timeout
         if timeout is None:
             return await _awaitable(load)
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a flight is a task
-        late = False
 
         def expire() -> None:
-            nonlocal late
-            late = True
-            task.cancel()
+            if flight.stopped:
+                return  # nobody waits, and whoever came later has a load of his own
+            error = LoadTimeout(f"the loader of {load.key!r} took longer than load_timeout={timeout} s")
+            fallback = self._failed(attempt, began, error)
+            flight.give_up(error if fallback is None else None, fallback)
 
+        began = self._now()
         timer = self._tiers.shared.clock.call_later(max(0.0, timeout - attempt.waited), expire)
         try:
             return await _awaitable(load)
-        except asyncio.CancelledError:
-            if late and task.uncancel() == 0:
-                msg = f"the loader of {load.key!r} took longer than load_timeout={timeout} s"
-                raise LoadTimeout(msg) from None
-            raise
         finally:
             timer.cancel()
 
@@ -464,7 +472,7 @@ class Staircase:
             return
         lifetime = self._load_ttl(load, context, value)
         if remote is not None and attempt.version is not _UNKNOWN:
-            payload = self._tiers.codec.encode(value)
+            payload = encode_under(load.key, value, self._tiers.codec)
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
             filled = False
             if self._now() - attempt.looked_at > FILL_WITHIN:

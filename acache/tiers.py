@@ -16,12 +16,13 @@ from .backends.base import Backend, KeyLimits
 from .calls import Breaker
 from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
+from .codecs.base import encode_under
 from .coherence import EPOCH, Channel, TagCell, Tags, Trust
 from .entry import BARELY_FRESH, NO_EPOCH, Envelope, new_token, opener
 from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
 from .events import Counters, InvalidationReceived, Observer, Operation, emit
 from .keys import WireKeys
-from .loading import Flights, Watch
+from .loading import Flights, Watch, close_batches
 from .memory import Cause, Dates, Memory, Record, Terms, extra_of, fresh_until_of, make_record
 from .notes import Notes
 from .policy import Policy
@@ -163,16 +164,9 @@ class Scope:
         if self.space is not None:
             self.space.clear()
 
-    async def aclose(self) -> None:
-        """End every load, and wait until they have ended."""
-        await self.flights.aclose()
-        loop, here = asyncio.get_running_loop(), asyncio.current_task()
-        batches = [task for task in self.batches if task.get_loop() is loop and task is not here]
-        for task in batches:
-            if not task.cancelling():  # a second time would cut its cleaning up short
-                task.cancel()
-        if batches:
-            await asyncio.wait(batches)
+    def close(self) -> list[asyncio.Task[Any]]:
+        """Give every load up, and return what is on its way out."""
+        return [*self.flights.close(), *close_batches(self.batches)]
 
 
 @dataclass(slots=True)
@@ -325,9 +319,9 @@ class Tiers:
         """Give one of several callers a value; a copy of its own where the near tier is isolated."""
         return self.codec.decode(self.codec.encode(value), type_) if self.isolated else value
 
-    def form(self, value: Any) -> Any:
+    def form(self, key: str, value: Any) -> Any:
         """Return what the near tier keeps of a value."""
-        return self.codec.encode(value) if self.isolated else value
+        return encode_under(key, value, self.codec) if self.isolated else value
 
     def keep(
         self, key: str, value: Any, lifetime: float, *, cells: tuple[TagCell, ...] = (), load_time: float = 0.0
@@ -335,7 +329,7 @@ class Tiers:
         """Put a value near."""
         if self.space is not None:
             extra = Extra(cells, load_time) if cells or load_time else None
-            self.put(key, self.form(value), lifetime, extra, self.now())
+            self.put(key, self.form(key, value), lifetime, extra, self.now())
 
     def keep_received(self, key: str, received: Received, policy: Policy | None = None) -> None:
         """Put what came from the far tier near, for as long as it may hide the original."""
@@ -343,7 +337,7 @@ class Tiers:
             lifetime = until_due(received.fresh_for, received.ttl, policy or self.policy)
             extra = received.extra if received.extra is not None and received.extra.cells else None
             if lifetime > 0:
-                self.put(key, self.form(received.value), lifetime, extra, self.now())
+                self.put(key, self.form(key, received.value), lifetime, extra, self.now())
 
     def put(self, key: str, form: Any, lifetime: float, extra: Extra | None, now: float) -> None:
         """Put near what `form` made of a value."""

@@ -21,6 +21,7 @@ from acache import (
     InvalidKey,
     Memory,
     MemoryBackend,
+    Msgpack,
     NullBackend,
     Policy,
     cached,
@@ -320,6 +321,47 @@ async def test_an_unencodable_value_is_refused(encoding: Cache, call: str, value
         await VALUE_CALLS[call](encoding, value)
     await assert_empty(encoding)
     assert await encoding.get("other") is None
+
+
+class OwnError(EncodeError):
+    """What a codec of one's own raises."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class OwnCodec(Msgpack):
+    """Encodes what it likes."""
+
+    def encode(self, value: Any, /) -> bytes:
+        if isinstance(value, Handle):
+            raise OwnError(7, "not today")
+        return super().encode(value)
+
+
+@pytest.mark.parametrize("call", VALUE_CALLS)
+async def test_the_error_about_an_unencodable_value_names_its_key(call: str):
+    """Before what the codec says; its error is the same otherwise."""
+    async with Cache(MemoryBackend()) as cache:
+        with pytest.raises(EncodeError, match=r"'key': a .*Handle cannot be stored exactly: store a dataclass"):
+            await VALUE_CALLS[call](cache, Handle())
+    async with Cache(MemoryBackend(), codec=OwnCodec()) as cache:
+        with pytest.raises(OwnError, match=r"'key': not today") as caught:
+            await VALUE_CALLS[call](cache, Handle())
+        assert caught.value.code == 7
+
+
+async def test_the_error_about_an_unencodable_result_names_its_key():
+    """Of whatever function: it stands in what the caller sees."""
+    async with Cache(MemoryBackend()) as cache:
+
+        @cache.cached(key="handle:{number}")
+        async def handle(number: int) -> Any:
+            return Handle()
+
+        with pytest.raises(EncodeError, match=r"'handle:1': a .*Handle cannot be stored exactly"):
+            await handle(1)
 
 
 @pytest.mark.parametrize("call", VALUE_CALLS)

@@ -234,7 +234,7 @@ async def test_functions_that_cannot_take_items_are_refused(cache: Cache):
     async def keyword(*, ids: list[int]) -> dict[int, int]:
         return {}
 
-    async def method(self: Any, ids: list[int]) -> dict[int, int]:
+    async def method(self: Any, *, ids: list[int]) -> dict[int, int]:
         return {}
 
     def plain(ids: list[int]) -> dict[int, int]:
@@ -244,6 +244,8 @@ async def test_functions_that_cannot_take_items_are_refused(cache: Cache):
     for function in (nothing, keyword, method):
         with pytest.raises(ConfigurationError, match="first parameter"):
             untyped(function)
+    with pytest.raises(ConfigurationError, match="first parameter"):
+        users(cache, Source(), ignore=("ids",))
     with pytest.raises(ConfigurationError, match="async def"):
         untyped(plain)
     with pytest.raises(ConfigurationError, match="parentheses"):
@@ -336,6 +338,136 @@ async def test_a_function_that_asks_for_its_own_items_is_told_so(cache: Cache, w
     for call in (load([1, 2]), load.one(3)):
         with pytest.raises(RecursiveLoad):
             await asyncio.wait_for(call, 30)
+
+
+# Methods -------------------------------------------------------------------------------------------------------------
+
+
+class Shop:
+    """Has prices."""
+
+    cache = Cache()
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked: list[list[int]] = []
+
+    def price(self, items: list[int]) -> dict[int, str]:
+        self.asked.append(items)
+        return {item: f"{self.name} {item}" for item in items if item % 10}
+
+    @cache.cached_many(ignore=("self",))
+    async def shared(self, items: list[int], currency: str = "EUR") -> dict[int, str]:
+        """Is the same for every instance."""
+        return self.price(items)
+
+    @cache.cached_many(key="{self.name}:{items}", tags=["{self.name}"])
+    async def templated(self, items: list[int]) -> dict[int, str]:
+        return self.price(items)
+
+    @cache.cached_many(key="everywhere:{items}")
+    async def everywhere(self, items: list[int]) -> dict[int, str]:
+        return self.price(items)
+
+    @cache.cached_many()
+    async def unsafe(self, items: list[int]) -> dict[int, str]:
+        return self.price(items)
+
+    @classmethod
+    @cache.cached_many()
+    async def of_class(cls, items: list[int]) -> dict[int, str]:
+        return {item: f"{cls.__name__} {item}" for item in items}
+
+    @staticmethod
+    @cache.cached_many()
+    async def of_none(items: list[int]) -> dict[int, int]:
+        return {item: item + 1 for item in items}
+
+
+class Stable(Shop):
+    """Knows who it is."""
+
+    def __cache_key__(self) -> str:
+        return self.name
+
+
+async def test_a_method_takes_its_items_after_self():
+    """With ``ignore=("self",)`` all instances have the same values, and the helpers that make keys take no self."""
+    one, other = Shop("one"), Shop("other")
+    assert await one.shared([1, 2]) == {1: "one 1", 2: "one 2"}
+    assert await other.shared(items=[2, 3]) == {2: "one 2", 3: "other 3"}
+    assert await Shop.shared(other, [1]) == {1: "one 1"}
+    assert (one.asked, other.asked) == ([[1, 2]], [[3]])
+    assert one.shared.key(1) == Shop.shared.key(1, currency="EUR")
+    assert Shop.shared.peek([1, 4]) == {1: "one 1"}
+    assert await Shop.shared.invalidate([1, 4]) == 1
+    await one.shared.set({1: "set 1"})
+    assert await other.shared([1]) == {1: "set 1"}
+    assert one.shared.__doc__ == "Is the same for every instance."
+    assert list(inspect.signature(one.shared).parameters) == ["items", "currency"]
+
+
+async def test_helpers_of_a_method_take_its_instance_first():
+    """Those that call the function do in any case, the others where it is part of the key."""
+    one = Shop("helped")
+    assert await asyncio.gather(*[Shop.templated.one(one, item) for item in (1, 2)]) == ["helped 1", "helped 2"]
+    assert one.asked == [[1, 2]]
+    assert await one.templated.refresh(one, [1]) == {1: "helped 1"}
+    assert await Shop.templated.bypass(one, [3]) == {3: "helped 3"}
+    assert one.asked == [[1, 2], [1], [3]]
+    assert one.templated.key(one, 1) == "helped:1"
+    assert Shop.templated.peek(one, [1, 3]) == {1: "helped 1"}
+    assert await Shop.templated.invalidate(one, [1]) == 1
+    await Shop.templated.set(one, {1: "set 1"})
+    assert await one.templated([1]) == {1: "set 1"}
+    await Shop.cache.invalidate_tags("helped")
+    assert await Shop.templated.one(one, 1) == "helped 1"
+    with pytest.raises(KeyMissing, match=r"templated\(\) returned nothing for 10"):
+        await Shop.templated.one(one, 10)
+    assert await Shop.shared.refresh(one, [7]) == {7: "helped 7"}
+    assert await Shop.shared.one(Shop("nobody"), 7) == "helped 7"
+
+
+async def test_a_forgotten_instance_is_told():
+    """No helper takes its first argument for the instance."""
+    one = Shop("forgotten")
+    for helper in (one.templated.one, one.templated.key, one.templated.invalidate, one.templated.refresh):
+        with pytest.raises(InvalidKey):
+            await helper([1])
+    with pytest.raises(InvalidKey, match="take the instance first"):
+        Shop.shared.one(1, 2).send(None)
+    assert one.asked == []
+
+
+async def test_only_one_instance_s_calls_are_folded():
+    """Each has its own values, from its own method, also where the template does not name it."""
+    one, other = Shop("one"), Shop("other")
+    asked = [Shop.templated.one(shop, item) for shop in (one, other) for item in (21, 22)]
+    assert await asyncio.gather(*asked) == ["one 21", "one 22", "other 21", "other 22"]
+    assert (one.asked, other.asked) == ([[21, 22]], [[21, 22]])
+    assert await Shop.everywhere.one(one, 1) == "one 1"
+    assert await Shop.everywhere.one(other, 1) == "one 1"
+
+
+async def test_self_has_a_stable_key_or_is_refused():
+    """The error names the remedies; ``__cache_key__`` is one."""
+    with pytest.raises(InvalidKey, match=r"'self'.*ignore=\('self',\).*__cache_key__.*key="):
+        await Shop("a").unsafe([1])
+    one = Stable("a")
+    assert await one.unsafe([1]) == await Stable("a").unsafe([1]) == {1: "a 1"}
+    assert await Stable("b").unsafe([1]) == {1: "b 1"}
+    assert await Shop.unsafe.one(Stable("a"), 1) == "a 1"
+    assert one.asked == [[1]]
+
+
+async def test_class_and_static_methods():
+    """Below ``@classmethod`` and ``@staticmethod``; a class is a stable argument."""
+    assert await Shop.of_class([1]) == {1: "Shop 1"}
+    assert await Stable("x").of_class([1]) == {1: "Stable 1"}
+    assert await Shop.of_class.one(Shop, 1) == "Shop 1"
+    assert await Shop.of_class.invalidate(Shop, [1]) == 1
+    assert await Shop.of_none([1]) == await Shop("x").of_none([1]) == {1: 2}
+    assert await Shop.of_none.one(1) == 2
 
 
 # One by one ----------------------------------------------------------------------------------------------------------

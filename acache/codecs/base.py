@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol, runtime_checkable
 
-__all__ = ["Codec"]
+from ..errors import EncodeError
+
+__all__ = ["Codec", "encode_under"]
 
 
 @runtime_checkable
@@ -37,3 +39,16 @@ class Codec(Protocol):
                 containers is not checked.
         """
         ...
+
+
+def encode_under(key: str, value: Any, codec: Codec) -> bytes:
+    """Encode a value that is to be stored under ``key``; an error says so.
+
+    Raises:
+        EncodeError: the codec's own.
+    """
+    try:
+        return codec.encode(value)
+    except EncodeError as error:
+        error.args = (f"{key!r}: {error}",)
+        raise

@@ -1,8 +1,8 @@
 """One load per missing value: flights, the marks that guard their fills, and batches."""
 
-from .batch import Batch, NotLoaded, Window
+from .batch import Batch, NotLoaded, Window, close_batches
 from .context import LoadContext, current_load, running_load
-from .flight import UNSERVED, Flight, Flights
+from .flight import UNSERVED, Flight, Flights, end_loads
 from .load import Load
 from .watch import Mark, Watch
 
@@ -17,6 +17,8 @@ __all__ = [
     "NotLoaded",
     "Watch",
     "Window",
+    "close_batches",
     "current_load",
+    "end_loads",
     "running_load",
 ]

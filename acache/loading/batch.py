@@ -7,11 +7,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from ..errors import AcacheError
+from ..errors import AcacheError, short
 from .context import running_load
 from .flight import Node, flying
 
-__all__ = ["Batch", "NotLoaded", "Window"]
+__all__ = ["Batch", "NotLoaded", "Window", "close_batches"]
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -43,7 +43,8 @@ class Batch(Generic[T]):
         self._undecided: Final = set(keys)
         self._waiting: dict[str, asyncio.Future[T]] = {}
         self._loader: Final = loader
-        self._node: Final = Node("a batch")
+        self._node = Node("a batch")
+        """What those wait for who ask: the next call."""
 
     async def load(self, key: str) -> T:
         """Ask for a key, from inside its flight.
@@ -53,15 +54,15 @@ class Batch(Generic[T]):
         """
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
-        flight = flying.get()
+        flight, node = flying.get(), self._node
         if flight is not None:
-            flight.waiting_on.append(self._node)
+            flight.waiting_on.append(node)
         self.decided(key)
         try:
             return await future
         finally:
             if flight is not None:
-                flight.waiting_on.remove(self._node)
+                flight.waiting_on.remove(node)
             if self._waiting.get(key) is future:
                 del self._waiting[key]
 
@@ -71,7 +72,10 @@ class Batch(Generic[T]):
         if self._undecided or not self._waiting:
             return
         futures, self._waiting = self._waiting, {}
-        task = asyncio.get_running_loop().create_task(self._run(futures), name="acache batch load")
+        node, self._node = self._node, Node("a batch")
+        task = asyncio.get_running_loop().create_task(
+            self._run(futures, node), name=f"acache batch load {short(list(futures))}"
+        )
 
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -83,8 +87,8 @@ class Batch(Generic[T]):
         for future in futures.values():
             future.add_done_callback(left)
 
-    async def _run(self, futures: Mapping[str, asyncio.Future[T]]) -> None:
-        flying.set(self._node)  # its loader is part of every flight that waits for it
+    async def _run(self, futures: Mapping[str, asyncio.Future[T]], node: Node) -> None:
+        flying.set(node)  # its loader is part of every flight that waits for it
         running_load.set(None)  # and of no single one's
         try:
             loaded = await self._call(list(futures))
@@ -98,6 +102,8 @@ class Batch(Generic[T]):
             if not isinstance(error, Exception):
                 raise
             return
+        finally:
+            node.returned = True
         for key, future in futures.items():
             if not future.done():
                 if key in loaded:
@@ -113,6 +119,17 @@ class Batch(Generic[T]):
             msg = f"the batch loader {self._loader!r} returned a {kind}: return a dict of values by key"
             raise TypeError(msg)
         return loaded
+
+
+def close_batches(tasks: set[asyncio.Task[None]]) -> list[asyncio.Task[None]]:
+    """Cancel calls of batch loaders and forget them; return those to wait for."""
+    loop, here = asyncio.get_running_loop(), asyncio.current_task()
+    running = [task for task in tuple(tasks) if task.get_loop() is loop and task is not here]
+    tasks.clear()
+    for task in running:
+        if not task.cancelling():  # a second time would cut its cleaning up short
+            task.cancel()
+    return running
 
 
 class Window(Generic[K]):

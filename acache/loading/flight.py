@@ -12,11 +12,14 @@ from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
 from typing import Any, Final
 
-from ..errors import CacheClosed, RecursiveLoad
+from ..clock import Clock
+from ..errors import CacheClosed, RecursiveLoad, short
 from ..events import logger
 
-__all__ = ["UNSERVED", "Flight", "Flights", "Node", "flying"]
+__all__ = ["UNSERVED", "Flight", "Flights", "Node", "end_loads", "flying"]
 
+_GRACE: Final = 5.0
+"""Seconds that loaders have for cleaning up when the cache is closed."""
 UNSERVED: Final[Any] = object()
 """What a flight has to offer before its time: nothing."""
 
@@ -27,12 +30,14 @@ flying: Final[ContextVar[Node | None]] = ContextVar("acache_flight", default=Non
 class Node:
     """Something that ends only after what it waits for has ended."""
 
-    __slots__ = ("key", "waiting_on")
+    __slots__ = ("key", "returned", "waiting_on")
 
     def __init__(self, key: str) -> None:
         self.key: Final = key
         self.waiting_on: Final[list[Node]] = []
         """What its loader waits for at this moment."""
+        self.returned = False
+        """Whether its loader has returned: of the tasks it left behind, which carry its context, it waits for none."""
 
     def waits_for(self, other: Node) -> bool:
         """Tell whether this is ``other``, or cannot end before it does."""
@@ -51,7 +56,10 @@ class Node:
 class Flight(Node):
     """One running load."""
 
-    __slots__ = ("_early", "_early_since", "_task", "_waiters", "background", "closed", "inside", "loop", "tags")
+    __slots__ = (
+        *("_early", "_early_since", "_task", "_waiters"),
+        *("background", "inside", "loop", "over", "stopped", "tags"),
+    )
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
         super().__init__(key)
@@ -63,7 +71,10 @@ class Flight(Node):
         """Whether some other load waits for it."""
         self._early: Any = UNSERVED
         self._early_since = 0.0
-        self.closed = False
+        self.over = False
+        """Whether it was given up: its callers have their answer, and nothing comes of what its loader still does."""
+        self.stopped = False
+        """Whether it was cancelled from here: for want of callers, or because it was given up."""
         self._waiters: Final[dict[asyncio.Future[Any], float]] = {}
         """Each with its patience: how stale a value may be, in seconds, to be taken instead of waiting."""
         self._task: asyncio.Task[Any] | None = None
@@ -100,22 +111,37 @@ class Flight(Node):
     def _land(self, task: asyncio.Task[Any]) -> None:
         # In a callback of the task, not at the end of its coroutine: a task cancelled before its first step never
         # runs, and its waiters must hear of that too.
-        error = None if task.cancelled() else task.exception()
+        if task.cancelled():
+            for waiter in self._waiters:
+                waiter.cancel()
+            self._waiters.clear()
+        elif (error := task.exception()) is not None:
+            self._answer(error)
+        else:
+            self._answer(None, task.result())
+
+    def _answer(self, error: BaseException | None, result: Any = None) -> None:
         if error is not None and not self._waiters:
             logger.warning("a load of %r that nobody waited for failed", self.key, exc_info=error)
         for waiter in self._waiters:
             if waiter.done():
                 continue
-            if task.cancelled():
-                if self.closed:
-                    waiter.set_exception(CacheClosed("the cache was closed while this value was being loaded"))
-                else:
-                    waiter.cancel()
-            elif error is not None:
+            if error is not None:
                 waiter.set_exception(error)
             else:
-                waiter.set_result(task.result())
+                waiter.set_result(result)
         self._waiters.clear()
+
+    def give_up(self, error: Exception | None, result: Any = None) -> None:
+        """Cancel the load and answer whoever waits, now: its loader may take its time to stop, or never do."""
+        self.over = True
+        self._stop()
+        self._answer(error, result)
+
+    def _stop(self) -> None:
+        if self._task is not None and not self.stopped:
+            self.stopped = True  # once: a second cancellation would cut its cleaning up short
+            self._task.cancel()
 
     def waiter(self, patience: float) -> asyncio.Future[Any]:
         """Return a future of the value; its cancellation is nobody else's, and `leave` has to be told of it."""
@@ -126,9 +152,8 @@ class Flight(Node):
     def leave(self, waiter: asyncio.Future[Any]) -> None:
         """Take note that somebody does not wait any more."""
         self._waiters.pop(waiter, None)
-        if not self._waiters and not self.background and self._task is not None and not self._task.done():
-            self.background = True  # abandoned once is enough
-            self._task.cancel()
+        if not self._waiters and not self.background:
+            self._stop()
 
     @property
     def awaited(self) -> bool:
@@ -138,19 +163,19 @@ class Flight(Node):
     @property
     def abandoned(self) -> bool:
         """Whether it was told to stop."""
-        return self._task is not None and self._task.cancelling() > 0
+        return self.stopped or (self._task is not None and self._task.cancelling() > 0)
 
-    async def close(self) -> None:
-        """Cancel the load and wait until it has ended; waiters get ``CacheClosed``."""
-        self.closed = True
+    def close(self) -> asyncio.Task[Any] | None:
+        """Give the load up, waiters get ``CacheClosed``; return the task to wait for, if it runs here."""
         task = self._task
         if task is None or self.loop.is_closed() or task is asyncio.current_task():
-            return
-        if self.loop is asyncio.get_running_loop():
-            task.cancel()
-            await asyncio.wait([task])
-        else:
-            self.loop.call_soon_threadsafe(task.cancel)
+            return None
+        if self.loop is not asyncio.get_running_loop():
+            self.loop.call_soon_threadsafe(self.close)
+            return None
+        closed = CacheClosed("the cache was closed while this value was being loaded")
+        self.give_up(closed if self._waiters else None)
+        return task
 
 
 class Flights:
@@ -216,12 +241,13 @@ class Flights:
             RecursiveLoad: the caller is part of what the flight waits for.
         """
         inside = flying.get()
-        if inside is None:
+        if inside is None or inside.returned:
             return flight.waiter(patience)
         if flight.waits_for(inside):
             msg = (
                 f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
-                " give the two values two keys, or call the function underneath"
+                " give the two values two keys, or call the function underneath;"
+                " a task that the loader does not wait for needs a context of its own"
             )
             raise RecursiveLoad(msg)
         inside.waiting_on.append(flight)
@@ -248,12 +274,27 @@ class Flights:
         if self.running.get(flight.key) is flight:
             del self.running[flight.key]
 
-    async def aclose(self) -> None:
-        """Cancel every load and wait until they have ended."""
-        for flight in tuple(self._all):
-            await flight.close()
+    def close(self) -> list[asyncio.Task[Any]]:
+        """Give every load up and forget it; return the tasks to wait for."""
+        tasks = [task for flight in tuple(self._all) if (task := flight.close()) is not None]
         self._all.clear()
         self.running.clear()
+        return tasks
+
+
+async def end_loads(tasks: Collection[asyncio.Task[Any]], clock: Clock) -> None:
+    """Wait until tasks that were cancelled have cleaned up, but not for ever, as they may have swallowed that."""
+    if not tasks:
+        return
+    ended = asyncio.ensure_future(asyncio.wait(tasks))
+    timer = clock.call_later(_GRACE, ended.cancel)
+    try:
+        await asyncio.wait([ended])
+    finally:
+        timer.cancel()
+        ended.cancel()
+    if late := [task.get_name() for task in tasks if not task.done()]:
+        logger.warning("still running %g s after the cache was closed, and left to themselves: %s", _GRACE, short(late))
 
 
 async def _fly(flight: Flight, load: Callable[[Flight], Coroutine[Any, Any, Any]]) -> Any:

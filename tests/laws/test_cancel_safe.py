@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from acache import BackendUnavailable, Cache, MemoryBackend, Policy
+from acache import BackendUnavailable, Cache, LoadTimeout, MemoryBackend, Policy
 
 if TYPE_CHECKING:
     from tests.laws.conftest import Topology
@@ -294,6 +294,36 @@ async def test_a_lonely_caller_s_timeout_cancels_the_load(topology: Topology, se
             await cache.get_or_load("k", source)
     await settle()
     assert source.cancelled == source.calls
+
+
+@pytest.mark.parametrize("way", ["get_or_load", "load_many"])
+async def test_a_load_that_is_given_up_is_cancelled_once(topology: Topology, way: str, settle: Settle):
+    """Its callers are answered and leave while it cleans up; that cancels no cleaning up, of whichever of them."""
+    cache = topology.cache(policy=Policy(load_timeout=5, backend_timeout=30))
+    began, clean, cleaned = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def loader(*_: Any) -> Any:
+        began.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await clean.wait()
+            cleaned.set()
+
+    def ask() -> Any:
+        return cache.load_many(["k", "l"], loader) if way == "load_many" else cache.get_or_load("k", loader)
+
+    tasks = [asyncio.ensure_future(ask()) for _ in range(3)]
+    await began.wait()
+    await settle()
+    topology.clock.advance(5)
+    await asyncio.wait(tasks)
+    assert all(isinstance(task.exception(), LoadTimeout) for task in tasks)
+    await settle()
+    assert not cleaned.is_set()
+    clean.set()
+    await settle()
+    assert cleaned.is_set()
 
 
 async def test_soft_timeout_gives_the_stale_value_and_lets_the_load_finish(topology: Topology, until: Until):

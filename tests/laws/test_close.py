@@ -194,7 +194,179 @@ async def test_close_at_every_await_point(topology: Topology, way: str, settle: 
             assert [each for each in asyncio.all_tasks() if each.get_name().startswith("acache")] == []
 
 
-async def test_close_ends_loads_behind(topology: Topology, settle: Settle):
+class Slow:
+    """A loader that takes its time to end when it is cancelled, or goes on as if it was not."""
+
+    def __init__(self, *, stubborn: bool = False) -> None:
+        self.began = asyncio.Event()
+        self.go = asyncio.Event()
+        self.cancelled = 0
+        self.ended = False
+        self._stubborn = stubborn
+
+    async def __call__(self, keys: Any = ()) -> Any:
+        self.began.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            await self.go.wait()
+            self.ended = True
+            if not self._stubborn:
+                raise
+        return dict.fromkeys(keys, "late") if keys else "late"
+
+
+WAYS = ["get_or_load", "refresh", "load_many", "cached", "cached_many", "one"]
+
+
+def ask(cache: Cache, way: str, loader: Slow) -> asyncio.Task[Any]:
+    """Ask for ``k``, or something else with that name in its key."""
+    if way == "load_many":
+        return asyncio.ensure_future(cache.load_many(["k"], loader))  # type: ignore[arg-type]
+    if way == "cached":
+        return asyncio.ensure_future(cache.cached(key="k")(loader.__call__)())
+    if way in ("cached_many", "one"):
+        many: Any = cache.cached_many(key="{keys}")(loader.__call__)
+        return asyncio.ensure_future(many.one("k") if way == "one" else many(["k"]))
+    return asyncio.ensure_future(getattr(cache, way)("k", loader))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_close_answers_at_once_and_lets_loaders_clean_up(
+    topology: Topology, way: str, settle: Settle, caplog: pytest.LogCaptureFixture
+):
+    """Callers do not wait for the end of a loader; ``aclose`` does."""
+    cache, slow = topology.cache(), Slow()
+    tasks = [ask(cache, way, slow) for _ in range(3)]
+    await slow.began.wait()
+    await settle()
+    closing = asyncio.create_task(cache.aclose())
+    await settle()
+    assert [type(task.exception()) for task in tasks if task.done()] == [CacheClosed] * 3
+    assert not slow.ended
+    assert not closing.done()
+    slow.go.set()
+    async with asyncio.timeout(10):
+        await closing
+    assert (slow.cancelled, slow.ended) == (1, True)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_close_waits_five_seconds_for_a_loader_that_does_not_stop(
+    topology: Topology, way: str, settle: Settle, caplog: pytest.LogCaptureFixture
+):
+    """Then it says which one, and goes on; what that one still returns is dropped."""
+    cache, stubborn = topology.cache(), Slow(stubborn=True)
+    task = ask(cache, way, stubborn)
+    await stubborn.began.wait()
+    await settle()
+    closing = asyncio.create_task(cache.aclose())
+    await settle()
+    topology.clock.advance(4.9)
+    await settle()
+    assert not closing.done()
+    assert caplog.messages == []
+    topology.clock.advance(0.1)
+    async with asyncio.timeout(10):
+        await closing
+    [message] = caplog.messages
+    assert "5 s" in message
+    assert "'k'" in message
+    assert isinstance(task.exception(), CacheClosed)
+    async with cache:
+        stubborn.go.set()
+        await settle()
+        assert stubborn.ended
+        assert await cache.get("k", MISS) == MISS
+        stats = cache.stats()
+        assert (stats.fills_refused, stats.load_failures) == (0, 0)
+
+
+async def test_what_did_not_stop_is_not_waited_for_twice(topology: Topology, settle: Settle):
+    """A cache that was opened again is closed again without the loaders of before."""
+    cache, stubborn = topology.cache(), Slow(stubborn=True)
+    tasks = [ask(cache, way, stubborn) for way in ("get_or_load", "one")]
+    await settle()
+    closing = asyncio.create_task(cache.aclose())
+    await settle()
+    topology.clock.advance(5)
+    async with asyncio.timeout(10):
+        await closing
+        async with cache:
+            pass
+    stubborn.go.set()
+    await asyncio.wait(tasks)
+    await settle()
+
+
+async def test_all_namespaces_share_five_seconds(topology: Topology, settle: Settle, caplog: pytest.LogCaptureFixture):
+    """Every load is cancelled at once, however many views have loaders that do not stop; one warning names them."""
+    cache = topology.cache()
+    views = [cache.view(namespace=f"{topology.namespace}:{number}") for number in range(3)]
+    loaders = [Slow(stubborn=True) for _ in views]
+    tasks = [view.get_or_load(f"k{number}", loaders[number]) for number, view in enumerate(views)]
+    running = [asyncio.ensure_future(task) for task in tasks]
+    for loader in loaders:
+        await loader.began.wait()
+    closing = asyncio.create_task(cache.aclose())
+    await settle()
+    assert [loader.cancelled for loader in loaders] == [1, 1, 1]
+    topology.clock.advance(5)
+    async with asyncio.timeout(10):
+        await closing
+    [message] = caplog.messages
+    assert all(f"'k{number}'" in message for number in range(3))
+    assert all(isinstance(task.exception(), CacheClosed) for task in running)
+    for loader in loaders:
+        loader.go.set()
+    await settle()
+
+
+@pytest.mark.parametrize("way", ["get_or_load", "load_many"])
+@pytest.mark.parametrize("why", ["out of time", "nobody waits"])
+async def test_a_load_that_is_on_its_way_out_is_not_cancelled_again(
+    topology: Topology, way: str, why: str, settle: Settle
+):
+    """Closing the cache does not cut the cleaning up short that it waits for."""
+    cache, slow = topology.cache(policy=Policy(load_timeout=1, backend_timeout=30)), Slow()
+    task = ask(cache, way, slow)
+    await slow.began.wait()
+    await settle()
+    if why == "nobody waits":
+        task.cancel()
+    else:
+        topology.clock.advance(1)
+    await asyncio.wait([task])
+    await settle()
+    closing = asyncio.create_task(cache.aclose())
+    await settle()
+    assert not closing.done()
+    slow.go.set()
+    async with asyncio.timeout(10):
+        await closing
+    assert (slow.cancelled, slow.ended) == (1, True)
+
+
+async def test_a_close_that_is_cancelled_while_loaders_clean_up_closes_the_backend(settle: Settle):
+    """It has cancelled them, and leaves nothing of its own behind."""
+    backend, slow = Releasing(), Slow()
+    cache = Cache(backend, namespace="n")
+    task = ask(cache, "get_or_load", slow)
+    await slow.began.wait()
+    closing = asyncio.create_task(cache.aclose())
+    await settle()
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert backend.closed == 1
+    assert isinstance(task.exception(), CacheClosed)
+    slow.go.set()
+    await settle()
+
+
+async def test_close_ends_loads_behind(topology: Topology, caplog: pytest.LogCaptureFixture):
     """A refresh behind a stale answer and an abandoned load that was to finish are ended too."""
     policy = Policy(ttl=10, stale_while_revalidate=100, finish_abandoned=True, backend_timeout=30)
     cache = topology.cache(policy=policy)
@@ -219,6 +391,7 @@ async def test_close_ends_loads_behind(topology: Topology, settle: Settle):
     await asyncio.wait([task])
     await cache.aclose()
     assert sorted(ended) == ["abandoned", "k"]
+    assert caplog.messages == []
 
 
 async def test_a_loader_may_close_its_own_cache(topology: Topology):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from acache import LoadTimeout, Policy, RecursiveLoad
+from acache import LoadTimeout, Policy, RecursiveLoad, current_load
 from acache.events import LoadFailed, Stored
 from acache.testing import Recorder
 
@@ -486,3 +487,80 @@ async def test_what_a_loader_left_behind_may_ask_for_the_key_later(topology: Top
     assert await cache.get_or_load("k", loader) == "value"
     over.set()
     assert await left_behind[0] == "again"
+
+
+@pytest.mark.parametrize("way", ["its own", "a batch's", "of who waits for it", "out of time"])
+@pytest.mark.parametrize("stored", [True, False])
+async def test_a_task_that_outlives_its_loader_is_no_part_of_the_load(
+    topology: Topology, way: str, settle: Settle, *, stored: bool
+):
+    """From the return of the loader on, in any turn, what it started may ask for the key: nobody waits for that."""
+    cache = topology.cache(policy=Policy(load_timeout=5, backend_timeout=30))
+
+    async def again() -> str:
+        return "again"
+
+    for turns in range(25):
+        key, left_behind, returned, began = f"k{turns}", list[asyncio.Task[str]](), asyncio.Event(), asyncio.Event()
+
+        async def later(turns: int = turns, key: str = key, returned: asyncio.Event = returned) -> str:
+            await returned.wait()
+            await settle(turns)
+            return await cache.get_or_load(key, again)
+
+        async def loader(
+            keys: Any = (),
+            later: Any = later,
+            left_behind: Any = left_behind,
+            returned: asyncio.Event = returned,
+            began: asyncio.Event = began,
+        ) -> Any:
+            left_behind.append(asyncio.create_task(later()))
+            began.set()
+            if not stored and not keys:
+                current_load().no_store()
+            if way == "out of time":
+                try:
+                    await asyncio.Event().wait()
+                except asyncio.CancelledError:
+                    await settle()
+            returned.set()
+            return dict.fromkeys(keys, "value") if keys else "value"
+
+        async def outer(key: str = key, loader: Any = loader) -> str:
+            return str(await cache.get_or_load(f"inner {key}", loader))
+
+        if way == "a batch's":
+            condition: dict[str, Any] = {} if stored else {"condition": lambda _: False}
+            many: Any = cache.cached_many(key="{keys}", **condition)(loader)
+            task = asyncio.ensure_future(many([key]))
+        else:
+            task = asyncio.ensure_future(cache.get_or_load(key, outer if way == "of who waits for it" else loader))
+        await began.wait()
+        if way == "out of time":
+            topology.clock.advance(5)
+        await asyncio.wait([task])
+        assert await left_behind[0] in ("value", "again")
+
+
+async def test_a_task_without_the_context_is_no_part_of_the_load(topology: Topology):
+    """While the loader runs, what carries its context is taken for it; a task with a context of its own is not."""
+    cache = topology.cache()
+    left_behind: list[asyncio.Task[str]] = []
+
+    async def again() -> str:
+        return "again"
+
+    async def ask() -> str:
+        return await cache.get_or_load("k", again)
+
+    async def loader() -> str:
+        left_behind.append(asyncio.create_task(ask()))
+        left_behind.append(asyncio.create_task(ask(), context=Context()))
+        await asyncio.wait(left_behind[:1])
+        return "value"
+
+    assert await cache.get_or_load("k", loader) == "value"
+    with pytest.raises(RecursiveLoad):
+        await left_behind[0]
+    assert await left_behind[1] == "value"

@@ -522,6 +522,27 @@ async def test_processes_that_wait_for_each_other_find_out(far_topology: Topolog
     assert all(isinstance(result, RecursiveLoad) for result in await both)
 
 
+async def test_a_batch_s_second_call_that_waits_for_itself_is_told_so(far_topology: Topology):
+    """A key that another process failed to load gets a call of its own, after that for the others has returned."""
+    first, second = far_topology.cache(policy=LONG), far_topology.cache(policy=LONG)
+    source, asked = Source(ZeroDivisionError()), list[list[str]]()
+    elsewhere = ask(first, source, "b")
+    await source.began.wait()
+
+    async def many(keys: Any) -> dict[str, str]:
+        asked.append(list(keys))
+        if len(asked) == 2:
+            return {"b": await second.get_or_load("b", Source())}
+        source.finish.set()
+        return dict.fromkeys(keys, "value")
+
+    both = asyncio.create_task(second.load_many(["a", "b"], many))
+    await pass_time(far_topology, both.done)
+    assert asked == [["a"], ["b"]]
+    assert isinstance(both.exception(), RecursiveLoad)
+    assert isinstance(elsewhere.exception(), ZeroDivisionError)
+
+
 # ------------------------------------------------------------------------------------------------ the far tier is away
 
 
@@ -855,3 +876,48 @@ async def test_a_load_that_was_abandoned_and_does_not_stop_is_replaced_after_the
                 await asyncio.sleep(0.001)
         assert await waiting == "value"
         stop.set()
+
+
+async def test_a_load_that_is_out_of_time_and_does_not_stop_is_replaced_after_the_lease(settle: Settle):
+    """Its callers are answered; the next one here loads at once, and those elsewhere when the lease has ended."""
+    clock, store, begun, stop, calls = FakeClock(), MemoryBackend(), asyncio.Event(), asyncio.Event(), []
+
+    async def stubborn() -> str:
+        begun.set()
+        with suppress(asyncio.CancelledError):
+            await stop.wait()
+        await stop.wait()
+        return "late"
+
+    async def load() -> str:
+        calls.append("load")
+        return "value"
+
+    policy = Policy(lease=True, lease_ttl=10, load_timeout=15)
+    async with (
+        Cache(store, namespace="n", clock=clock, policy=policy) as first,
+        Cache(store, namespace="n", clock=clock, policy=policy) as second,
+    ):
+        for key, cache in (("here", first), ("elsewhere", second)):
+            begun.clear()
+            given_up = ask(first, stubborn, key)
+            await begun.wait()
+            async with asyncio.timeout(60):
+                while not given_up.done():
+                    clock.advance(1)
+                    await asyncio.sleep(0.001)
+            assert isinstance(given_up.exception(), LoadTimeout)
+            given_up_at = clock.monotonic()
+            waiting = ask(cache, load, key)
+            async with asyncio.timeout(60):
+                while not waiting.done():
+                    await settle(50)
+                    if not waiting.done():
+                        clock.advance(1)
+            assert await waiting == "value"
+            assert clock.monotonic() - given_up_at <= (0 if cache is first else 11)
+        assert calls == ["load", "load"]
+        stop.set()
+        await settle(50)
+        assert await first.get_many(["here", "elsewhere"]) == {"here": "value", "elsewhere": "value"}
+        assert first.stats().load_failures == 2

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acache import Cache, Entry, KeyMissing, LoadTimeout, Memory, MemoryBackend, Policy
-from acache.events import Hit, Stored
+from acache.events import FillRefused, Hit, Loaded, LoadFailed, Stored
 from acache.testing import FakeClock, FaultyBackend, Recorder
 
 TOPOLOGIES = ("near", "near over far", "far")
@@ -64,10 +64,13 @@ def clock() -> FakeClock:
 def build(request: pytest.FixtureRequest, clock: FakeClock) -> Build:
     """Make a cache of each topology."""
 
-    def build(**policy: Any) -> Cache:
+    def build(recorder: Recorder | None = None, **policy: Any) -> Cache:
         backend = None if request.param == "near" else MemoryBackend(clock=clock)
         memory = None if request.param == "far" else Memory()
-        return Cache(backend, memory=memory, clock=clock, policy=Policy(**policy), namespace="time")
+        observers = [] if recorder is None else [recorder]
+        return Cache(
+            backend, memory=memory, clock=clock, policy=Policy(**policy), namespace="time", observers=observers
+        )
 
     return build
 
@@ -792,6 +795,179 @@ async def test_load_timeout_is_an_error_that_a_stale_value_answers(build: Build,
         await settle()
         clock.advance(5.1)
         assert await task == 1
+
+
+class Stubborn:
+    """A loader that swallows its first cancellation, and ends when it is let go."""
+
+    def __init__(self, *, uncancel: bool = False, error: Exception | None = None) -> None:
+        self.cancelled = 0
+        self.started = asyncio.Event()
+        self.go = asyncio.Event()
+        self._uncancel = uncancel
+        self._error = error
+
+    async def __call__(self) -> str:
+        self.started.set()
+        try:
+            await self.go.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            task = asyncio.current_task()
+            if self._uncancel and task is not None:
+                task.uncancel()
+            await self.go.wait()
+        if self._error is not None:
+            raise self._error
+        return "late"
+
+    async def many(self, keys: Any) -> dict[Any, str]:
+        return dict.fromkeys(keys, await self())
+
+
+@pytest.mark.parametrize("uncancel", [False, True])
+@pytest.mark.parametrize("error", [None, ZeroDivisionError("late")])
+async def test_load_timeout_answers_at_its_instant_whether_or_not_the_loader_stops(
+    build: Build, clock: FakeClock, *, uncancel: bool, error: Exception | None
+):
+    """Nobody waits for a loader that swallows its cancellation, nobody joins it, and nothing comes of what it does."""
+    stubborn, recorder = Stubborn(uncancel=uncancel, error=error), Recorder()
+    async with build(load_timeout=5, recorder=recorder) as cache:
+        tasks = [asyncio.create_task(cache.get_or_load("k", stubborn)) for _ in range(3)]
+        await stubborn.started.wait()
+        await settle()
+        clock.advance(4.9)
+        await settle()
+        assert not any(task.done() for task in tasks)
+        clock.advance(0.1)
+        await settle()
+        assert [type(task.exception()) for task in tasks if task.done()] == [LoadTimeout] * 3
+        assert stubborn.cancelled == 1
+        assert await cache.get_or_load("k", lambda: answer("new")) == "new"
+        assert await cache.delete("k") is True
+        stubborn.go.set()
+        await settle()
+        assert await cache.get("k") is None
+        stats = cache.stats()
+        assert (stats.loads, stats.load_failures, stats.fills_refused) == (2, 1, 0)
+        assert [event.seconds for event in recorder.of(LoadFailed)] == [pytest.approx(5)]
+        assert len(recorder.of(Loaded)) == len(recorder.of(Stored)) == 1
+        assert recorder.of(FillRefused) == []
+
+
+async def test_who_takes_a_stale_value_for_a_timeout_has_it_at_that_instant(build: Build, clock: FakeClock):
+    """The others get the error; for ``error_backoff`` the loader is left alone; then the next caller has his own."""
+    stubborn = Stubborn()
+    async with build(ttl=10, load_timeout=5, stale_if_error=100, error_backoff=2) as cache:
+        await cache.set("k", "old")
+        clock.advance(11)
+        lenient = asyncio.create_task(cache.get_or_load("k", stubborn))
+        strict = asyncio.create_task(cache.get_or_load("k", stubborn, stale_if_error=0))
+        await stubborn.started.wait()
+        await settle()
+        clock.advance(5)
+        await settle()
+        assert lenient.done()
+        assert lenient.result() == "old"
+        assert strict.done()
+        assert isinstance(strict.exception(), LoadTimeout)
+        assert await cache.get_or_load("k", lambda: answer("new")) == "old"
+        clock.advance(2)
+        assert await cache.get_or_load("k", lambda: answer("new")) == "new"
+        stubborn.go.set()
+        await settle()
+        assert await cache.get("k") == "new"
+        assert cache.stats().load_failures == 1
+
+
+@pytest.mark.parametrize("way", ["load_many", "cached_many", "one", "refresh", "cached"])
+async def test_load_timeout_waits_for_no_loader_of_any_kind(build: Build, clock: FakeClock, way: str):
+    """Batches, single items of a batch, refreshes and decorated functions are answered at that instant too."""
+    stubborn = Stubborn()
+    async with build(load_timeout=5) as cache:
+
+        @cache.cached_many()
+        async def many(items: list[int]) -> dict[int, str]:
+            return await stubborn.many(items) if not stubborn.started.is_set() else dict.fromkeys(items, "new")
+
+        @cache.cached()
+        async def one() -> str:
+            return await stubborn() if not stubborn.started.is_set() else "new"
+
+        async def ask(loader: Stubborn | None = None) -> Any:
+            if way == "load_many":
+                return await cache.load_many(["k", "l"], loader.many if loader else many.__wrapped__)
+            if way == "cached_many":
+                return await many([1, 2])
+            if way == "one":
+                return {item: await many.one(item) for item in (1,)}
+            return await one() if way == "cached" else await cache.refresh("k", loader or one.__wrapped__)
+
+        task = asyncio.create_task(ask(stubborn))
+        await stubborn.started.wait()
+        await settle()
+        clock.advance(5)
+        await settle()
+        assert task.done()
+        assert isinstance(task.exception(), LoadTimeout)
+        assert stubborn.cancelled == 1
+        new = await ask()
+        assert set(new.values() if isinstance(new, dict) else [new]) == {"new"}
+        failures = cache.stats().load_failures
+        stubborn.go.set()
+        await settle()
+        assert await ask() == new
+        assert cache.stats().load_failures == failures == (2 if way in ("load_many", "cached_many") else 1)
+
+
+async def test_a_timeout_behind_a_stale_answer_waits_for_no_loader(build: Build, clock: FakeClock):
+    """Nobody waits for a refresh behind; once its time is up, another one may begin."""
+    stubborn = Stubborn()
+    async with build(ttl=10, load_timeout=5, stale_while_revalidate=100, error_backoff=0) as cache:
+        await cache.set("k", "old")
+        clock.advance(11)
+        assert await cache.get_or_load("k", stubborn) == "old"
+        await stubborn.started.wait()
+        clock.advance(5)
+        assert await cache.get_or_load("k", lambda: answer("new")) == "old"
+        await settle()
+        assert await cache.get_or_load("k", lambda: answer("newer")) == "new"
+        stubborn.go.set()
+        await settle()
+        assert await cache.get("k") == "new"
+
+
+async def test_a_timeout_that_nobody_waits_for_is_logged_once(build: Build, clock: FakeClock, caplog: Any):
+    """A load that was to finish behind its callers tells the log; what it does later adds nothing."""
+    stubborn = Stubborn()
+    async with build(load_timeout=5, finish_abandoned=True) as cache:
+        task = asyncio.create_task(cache.get_or_load("k", stubborn))
+        await stubborn.started.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        clock.advance(5)
+        stubborn.go.set()
+        await settle()
+        assert [record.message for record in caplog.records] == ["a load of 'k' that nobody waited for failed"]
+
+
+async def test_a_load_that_its_callers_left_fails_no_more(build: Build, clock: FakeClock, caplog: Any):
+    """If it does not stop, ``load_timeout`` passes unnoticed: what a newcomer loaded meanwhile is not to blame."""
+    stubborn = Stubborn()
+    async with build(ttl=3, load_timeout=5, stale_if_error=100) as cache:
+        await cache.set("k", "old")
+        clock.advance(4)
+        task = asyncio.create_task(cache.get_or_load("k", stubborn))
+        await stubborn.started.wait()
+        task.cancel()
+        await asyncio.wait([task])
+        assert await cache.get_or_load("k", lambda: answer("new")) == "new"
+        clock.advance(5)
+        assert await cache.get_or_load("k", lambda: answer("newer")) == "newer"
+        assert cache.stats().load_failures == 0
+        assert caplog.records == []
+        stubborn.go.set()
+        await settle()
 
 
 async def test_a_timeout_of_the_loader_s_own_is_not_load_timeout(build: Build):

@@ -270,6 +270,80 @@ class Repository:
     async def three(user_id: int) -> User:
         return User(user_id, "Ada")
 
+    @classmethod
+    @CACHE.cached(thread=True)
+    def four(cls) -> User:
+        return User(1, "Ada")
+
+    @staticmethod
+    @CACHE.cached()
+    async def five() -> User:
+        return User(1, "Ada")
+
+    @staticmethod
+    @CACHE.cached()
+    async def six(model: type[User], user_id: int) -> User:
+        return model(user_id, "Ada")
+
+    @staticmethod
+    @CACHE.cached()
+    async def seven(anything: Any, user_id: int) -> User:
+        return User(user_id, "Ada")
+
+    @CACHE.cached(ignore=("self",))
+    async def eight(self, *names: str, **options: int) -> User:
+        return await self.one(options["id"])
+
+    @classmethod
+    async def inside(cls) -> User:
+        await cls.three(1)
+        await cls.four()
+        return await cls.two(1)
+
+
+class Special(Repository): ...
+
+
+class Catalogue:
+    @CACHE.cached_many(ignore=("self",))
+    async def one(self, ids: list[int], *, verbose: bool = False) -> dict[int, User]:
+        return {}
+
+    @classmethod
+    @CACHE.cached_many()
+    async def two(cls, ids: Sequence[int]) -> Mapping[int, User]:
+        return await cls.three(ids)
+
+    @staticmethod
+    @CACHE.cached_many()
+    async def three(ids: Sequence[int]) -> dict[int, User]:
+        return {}
+
+    @CACHE.cached_many(thread=True)
+    def four(self, ids: list[str]) -> dict[str, User]:
+        return {}
+
+
+async def many_methods(catalogue: Catalogue) -> None:
+    assert_type(await catalogue.one([1], verbose=True), dict[int, User])
+    assert_type(await Catalogue.one(catalogue, {1, 2}), dict[int, User])
+    assert_type(await Catalogue.one.one(catalogue, 1), User)
+    assert_type(await catalogue.one.one(catalogue, 1), User)
+    assert_type(await catalogue.one.refresh(catalogue, [1]), dict[int, User])
+    assert_type(await catalogue.one.invalidate([1]), int)
+    assert_type(catalogue.one.peek([1]), dict[int, User])
+    assert_type(catalogue.one.key(1), str)
+    assert_type(catalogue.one.stats(), Stats)
+    await catalogue.one(["a"])  # type: ignore[list-item]
+    await catalogue.one([1], 2)  # type: ignore[call-arg, arg-type]
+    assert_type(await Catalogue.two([1]), dict[int, User])
+    assert_type(await catalogue.two([1]), dict[int, User])
+    assert_type(await Catalogue.two.one(Catalogue, 1), User)
+    assert_type(await Catalogue.three([1]), dict[int, User])
+    assert_type(await catalogue.three([1]), dict[int, User])
+    assert_type(await catalogue.three.one(1), User)
+    assert_type(await catalogue.four(["a"]), dict[str, User])
+
 
 async def methods(repository: Repository) -> None:
     assert_type(await repository.one(1), User)
@@ -278,10 +352,36 @@ async def methods(repository: Repository) -> None:
     assert_type(await repository.one.invalidate(1), bool)
     assert_type(repository.one.key(1), str)
     await repository.one("1")  # type: ignore[arg-type]
-    # Both checkers bind a classmethod over a plain function only, not over an object that is called like one.
-    await Repository.two(1)  # type: ignore[call-arg, arg-type]
-    assert_type(await Repository.three(1), User)
-    assert_type(await Repository.three.refresh(1), User)
+    assert_type(await repository.one.refresh(repository, 1), User)
+    assert_type(await repository.eight("a", "b", id=1), User)
+    assert_type(await Special().one(1), User)
+
+
+async def class_methods(repository: Repository) -> None:
+    for found in (Repository.two, repository.two, Special.two, Special().two):
+        assert_type(await found(1), User)
+        assert_type(await found(user_id=1), User)
+        assert_type(await found.invalidate(Repository, 1), bool)
+        assert_type(found.key(Repository, 1), str)
+        await found("1")  # type: ignore[arg-type]
+        await found(1, 2)  # type: ignore[call-arg]
+    assert_type(await Repository.four(), User)
+    assert_type(await repository.four(), User)
+
+
+async def static_methods(repository: Repository) -> None:
+    for found in (Repository.three, repository.three, Special.three):
+        assert_type(await found(1), User)
+        assert_type(await found(user_id=1), User)
+        assert_type(await found.refresh(1), User)
+        assert_type(await found.invalidate(1), bool)
+        await found("1")  # type: ignore[arg-type]
+    assert_type(await Repository.five(), User)
+    assert_type(await repository.five(), User)
+    assert_type(await Repository.six(User, 1), User)
+    assert_type(await repository.six(User, 1), User)
+    # On an instance it cannot be told from a method: a first parameter of any type takes that, too.
+    assert_type(await Repository.seven("x", 1), User)
 
 
 def key_of(user_id: int) -> str:
