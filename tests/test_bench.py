@@ -67,7 +67,7 @@ def test_the_simulator_knows_the_optimum(load: Load) -> None:
     assert simulate.hit_ratio("lru", simulate.loop(4, 40), 3) == 0
     assert simulate.optimum(simulate.loop(4, 40), 3) == pytest.approx(1 - (4 + 12) / 40, abs=0.03)
     for trace in simulate.TRACES:
-        some = trace.make()[:3000]
+        some = trace.make(3000)
         found = simulate.ratios(some, 50)
         assert 0 <= max(found[policy] for policy in simulate.POLICIES) <= found["optimum"]
 
@@ -80,6 +80,34 @@ def test_no_policy_is_far_below_lru_where_popularity_is_steady(load: Load) -> No
             least = simulate.hit_ratio("lru", trace, 200) - 0.02
             assert simulate.hit_ratio("s3fifo", trace, 200) > least
             assert simulate.hit_ratio("wtinylfu", trace, 200) > least
+
+
+def test_the_reference_of_s3fifo_is_the_paper_s(load: Load) -> None:
+    """A cache of ten: one key in the small queue, nine in the main one, nine ghosts; hits counted by hand."""
+    cache = load("references").S3Fifo(10)
+    ten, more = range(10), range(10, 14)
+    assert not any(cache.request(key) for key in ten)
+    assert [cache.request(0), cache.request(0), cache.request(1)] == [True, True, True]
+    # At the end of the small queue, 0 moves on, as it was used twice; 1 was used once and goes; so do 2, 3 and 4.
+    assert not any(cache.request(key) for key in more)
+    assert (list(cache.main), list(cache.ghosts)) == ([0], [1, 2, 3, 4])
+    assert not cache.request(3)  # a ghost: it comes back into the main queue, and 5 goes
+    assert (list(cache.main), list(cache.ghosts)) == ([0, 3], [1, 2, 4, 5])
+    assert list(cache.small) == [6, 7, 8, 9, 10, 11, 12, 13]
+    for key in range(1000):
+        cache.request(key * key % 97)
+        assert len(cache.small) + len(cache.main) <= 10
+        assert len(cache.ghosts) <= 9
+
+
+def test_the_simulator_says_where_a_reference_is_ahead(load: Load) -> None:
+    """In bold from more than a point on; empty where the reference is not installed."""
+    simulate, references = load("simulate"), load("references")
+    found = dict.fromkeys(simulate.POLICIES, 0.5) | {"optimum": 0.75}
+    found |= {f"s3fifo, {references.REFERENCES['s3fifo'][0]}": 0.515}
+    row = dict(zip(simulate.columns(), simulate.cells("some", 1000, found), strict=True))
+    assert row["the paper (points)"] == "51.5% (**-1.5**)"
+    assert row["theine (points)"] == ""
 
 
 def test_the_simulator_reads_trace_files(load: Load, tmp_path: Path) -> None:
