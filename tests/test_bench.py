@@ -151,7 +151,7 @@ async def test_a_crowd_of_loads_is_counted_and_weighed(load: Load) -> None:
     """How much memory is left of loads is measured here; that nothing is left of them, in tests/laws/test_bounded.py."""
     found = await load("flights").flights(2_000, 1_000)
     assert found["loads"] == 2_000
-    assert set(found) == {"loads", "seconds", "before", "after"}
+    assert set(found) == {"loads", "us", "before", "after"}
 
 
 async def test_a_tag_costs_what_the_page_says_it_is(load: Load) -> None:
@@ -243,6 +243,42 @@ def test_the_time_of_a_server_is_its_own_or_is_not_given(load: Load) -> None:
         (row,) = result["cases"][0]["rows"]
         assert ("server" in row) is told
         assert ("processor time of the server" in result["missing"]) is not told
+
+
+def test_sections_that_need_no_server_are_measured_in_small(load: Load) -> None:
+    """Each has a page of the report and an answer to its bars; the rest is measured with `make bench`."""
+    run = load("run")
+    results = run.measure(["flights", "expiry", "eviction"], run.EFFORTS["tiny"])
+    told = [verdict.what for verdict in load("bars").verdicts(results)]
+    for words in ("loads of as many keys", "100 entries end together", "s3fifo below the paper", "wtinylfu below LRU"):
+        assert any(words in what for what in told), words
+
+
+def test_two_tiers_are_measured_in_small(load: Load, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes find each other, and every bar of two tiers gets an answer."""
+    monkeypatch.setenv("ACACHE_REDIS_URL", redis_url)
+    run = load("run")
+    results = run.measure(["coherence", "breaker", "lease"], run.EFFORTS["tiny"])
+    told = {verdict.what: verdict for verdict in load("bars").verdicts(results)}
+    for words in ("tracking, two tags", "breaker open", "from the return of the set", "p99 of the answers"):
+        assert any(words in what for what in told), words
+    assert [told[what].value for what in told if "lease" in what and "loads" in what] == [1, 1]
+
+
+def test_what_needs_a_server_says_so_without_one(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other sections go on."""
+    monkeypatch.delenv("ACACHE_REDIS_URL", raising=False)
+    run = load("run")
+    results = run.measure(["coherence", "lease"], run.EFFORTS["tiny"])
+    for section in results["sections"].values():
+        assert "ACACHE_REDIS_URL" in section["missing"]["all of it"]
+    assert load("bars").verdicts(results) == []
+
+
+def test_every_section_has_its_page(load: Load) -> None:
+    """What is measured is reported."""
+    report = load("report")
+    assert set(load("run").SECTIONS) == set(report._BLOCKS)
 
 
 def test_a_bar_is_ok_short_or_not_measured(load: Load) -> None:
