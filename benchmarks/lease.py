@@ -29,6 +29,8 @@ SIZES = (10, 200_000)
 LOAD_SECONDS = 0.5
 _SOON = 0.3
 """Seconds from the last process's being ready until all of them ask."""
+_AFTERWARDS = 0.3
+"""Seconds in which no process closes its cache and ends, which would take the processor from those still at it."""
 
 
 def leases(url: str, rounds: int, processes: int, callers: int) -> list[dict[str, Any]]:
@@ -93,6 +95,7 @@ async def _take_part(url: str, namespace: str, callers: int, size: int) -> dict[
         start_at = float(await asyncio.to_thread(sys.stdin.readline))
         await asyncio.sleep(start_at - time.monotonic())
         await asyncio.gather(*[ask() for _ in range(callers)])
+        await asyncio.sleep(_AFTERWARDS)
     return {"loads": loads, "answered": answered}
 
 

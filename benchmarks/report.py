@@ -475,7 +475,7 @@ What acache costs, beside other asyncio caches and bare clients, all of them mea
 as ratios to the bare coroutine: how many times as long as awaiting a trivial `async def` does it take? What asks a
 server is given as ratios to a bare client. Only ratios carry over to another machine.
 
-To repeat it, a quarter of an hour on a machine that does nothing else; servers are fetched and started for the run:
+To repeat it, twenty minutes on a machine that does nothing else; servers are fetched and started for the run:
 
 ```sh
 make bench
