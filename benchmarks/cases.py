@@ -26,10 +26,21 @@ BARS = {
     "stampede loads": 1.0,
     "stampede": 1.5,
     "memory": 130.0,
+    "collection": 60.0,
+    "flights": 1024.0,
+    "expiry": 10.0,
+    "reference": 1.0,
+    "lru": 2.0,
     "import": 60.0,
+    "tracked hit": 1.3,
+    "agreement": 5.0,
+    "breaker": 3.0,
+    "lease loads": 1.0,
+    "lease": 20.0,
     "uvloop": 1.0,
 }
-"""Ratios to the bare coroutine; then loads, ratio, bytes, milliseconds, ratio.  Those of servers: engines/."""
+"""Ratios to the bare coroutine; then loads, ratio, bytes, milliseconds, KiB, milliseconds, points twice, milliseconds,
+ratio, milliseconds, ratio, loads, milliseconds, ratio.  Those of servers: engines/."""
 
 
 @dataclass(frozen=True)

@@ -95,8 +95,10 @@ class _Entrant:
         self.count = max(20, int(self.count * seconds / min([await self.run() for _ in range(3)])))
 
 
-async def time_case(case: Case, contenders: list[Contender], effort: Effort) -> list[dict[str, Any]]:
-    """Measure one case; the base comes first in the result."""
+async def time_case(
+    case: Case, contenders: list[Contender], effort: Effort, *, base: Contender = BASE
+) -> list[dict[str, Any]]:
+    """Measure one case; ratios are to the base, which is one of the contenders."""
     entrants: list[_Entrant] = []
     for contender in contenders:
         operation = None if contender.prepare is None else await contender.prepare(case)
@@ -117,5 +119,5 @@ async def time_case(case: Case, contenders: list[Contender], effort: Effort) -> 
         gc.unfreeze()
         for entrant in entrants:
             await entrant.operation.close()
-    base = next(entrant.row for entrant in entrants if entrant.row.contender is BASE)
-    return [entrant.row.result(base) for entrant in entrants]
+    base_row = next(entrant.row for entrant in entrants if entrant.row.contender is base)
+    return [entrant.row.result(base_row) for entrant in entrants]

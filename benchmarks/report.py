@@ -9,7 +9,9 @@ from typing import Any
 from backends import UNITS
 from bars import verdicts
 from chart import Line, Panel, draw
+from lease import LOAD_SECONDS as LEASED_SECONDS
 from render import Block, Chart, Heading, Table, Text, to_html, to_markdown, to_text
+from simulate import cells, columns
 from stampede import CALLERS, LOAD_SECONDS
 
 __all__ = ["ahead", "page", "section_text", "verdict_text", "write_docs", "write_html"]
@@ -118,7 +120,7 @@ def ahead(results: Results) -> Table:
             mine = [row for row in found if what(row) == group]
             for ours in mine:
                 if ours["kind"] == "ours":
-                    compare(group, ours, _peers(mine), lambda row: row[field], unit)
+                    compare(group, ours, _peers(mine), lambda row: row.get(field), unit)
 
     for case in results["sections"].get("hits", {}).get("cases", ()):
         for ours in case["rows"]:
@@ -126,6 +128,8 @@ def ahead(results: Results) -> Table:
                 compare(case["title"], ours, _peers(case["rows"]), lambda row: row["ratio"], "x")
     each("stampede", lambda _: "stampede, wall time", "ms", " ms")
     each("memory", lambda row: f"bytes each, {row['entries']:,} entries, {_kind_of_store(row)}", "bytes_per_entry", "")
+    each("memory", lambda row: f"a collection, {row['entries']:,} entries, {_kind_of_store(row)}", "gc_ms", " ms")
+    each("expiry", lambda row: f"{row['entries']:,} entries end together", "ms", " ms")
     each("import", lambda _: "import", "ms", " ms")
     for section, fields in (("growth", ("get_ns", "set_ns")), ("tags", ("us",))):
         for size, points in _by_size(results["sections"].get(section, {})).items():
@@ -212,6 +216,7 @@ def _memory(section: Row) -> list[Block]:
         (
             _name(next(iter(mine.values()))),
             *[f"{mine[size]['bytes_per_entry']:,.0f}" if size in mine else "" for size in sizes],
+            *[f"{mine[size]['gc_ms']:,.1f}" if "gc_ms" in mine.get(size, ()) else "" for size in sizes[-1:]],
         )
         for mine in sorted(by_name.values(), key=lambda mine: list(mine.values())[-1]["bytes_per_entry"])
     ]
@@ -221,8 +226,8 @@ def _memory(section: Row) -> list[Block]:
         Heading(2, "Memory"),
         Text(_MEMORY),
         Chart("memory", "Bytes an entry", draw("Memory", caption, [Panel("", lines)], " B")),
-        Table(("", *[f"{size:,} entries" for size in sizes]), rows),
-        *_missing({"missing": {row["contender"]: row["failed"] for row in section["rows"] if "failed" in row}}),
+        Table(("", *[f"{size:,} entries" for size in sizes], *["ms of a collection" for _ in sizes[-1:]]), rows),
+        *_failed(section),
     ]
 
 
@@ -241,9 +246,7 @@ def _growth(section: Row) -> list[Block]:
     ]
     caption = "nanoseconds of a get of a random key: shorter is better"
     blocks.insert(2, Chart("growth", "Nanoseconds of a get", draw("Growth", caption, panels, " ns", logarithmic=True)))
-    return blocks + _missing(
-        {"missing": {row["contender"]: row["failed"] for row in section["rows"] if "failed" in row}}
-    )
+    return blocks + _failed(section)
 
 
 def _tags(section: Row) -> list[Block]:
@@ -256,8 +259,87 @@ def _tags(section: Row) -> list[Block]:
         Heading(2, "Growth: invalidating a tag"),
         Text("Microseconds of one call, by the number of entries that carry the tag, all of them in memory."),
         Table(("", *[f"{size:,}" for size in sizes]), rows),
-        *_missing({"missing": {row["contender"]: row["failed"] for row in section["rows"] if "failed" in row}}),
+        *_failed(section),
     ]
+
+
+def _flights(section: Row) -> list[Block]:
+    rows = [
+        (_name(row), f"{row['loads']:,}", f"{row['kib']:,}", f"{row['of_kib']:,}", f"{row['us']:,.0f}")
+        for row in section["rows"]
+        if "failed" not in row
+    ]
+    return [
+        Heading(2, "What is left of loads"),
+        Text(_FLIGHTS),
+        Table(("", "loads", "KiB more than before", "of KiB", "us a load"), rows),
+        *_failed(section),
+    ]
+
+
+def _expiry(section: Row) -> list[Block]:
+    rows = [
+        (_name(row), f"{row['entries']:,}", f"{row['ms']:.1f}", f"{row['rounds']}")
+        for row in section["rows"]
+        if "failed" not in row
+    ]
+    return [
+        Heading(2, "Mass expiry"),
+        Text(_EXPIRY),
+        Table(("", "entries", "ms of the longest turn", "rounds"), rows),
+        *_failed(section),
+    ]
+
+
+def _eviction(section: Row) -> list[Block]:
+    rows = [cells(row["trace"], row["entries"], row) for row in section["rows"]]
+    text = _EVICTION.format(requests=f"{section['requests']:,}")
+    return [Heading(2, "Hit ratios"), Text(text), Table(columns(), rows)]
+
+
+def _coherence(section: Row) -> list[Block]:
+    blocks: list[Block] = [Heading(2, "Two tiers: a near hit, and a write elsewhere")]
+    if not section["tables"]:
+        return blocks + _missing(section)
+    blocks.append(Text(_COHERENCE.format(rounds=section["rounds"])))
+    blocks += _tables(section)
+    writes = section["writes"]
+    rows = [(what, *[f"{found[name]:.2f}" for name in found]) for what, found in writes.items() if what != "writes"]
+    return [
+        *blocks,
+        Heading(3, "Until the old value cannot be had in another process"),
+        Text(_WRITES.format(writes=f"{writes['writes']:,}")),
+        Table(("milliseconds", "p50", "p99", "max"), rows),
+    ]
+
+
+def _breaker(section: Row) -> list[Block]:
+    blocks: list[Block] = [Heading(2, "Two tiers: the far one is away")]
+    if not section["tables"]:
+        return blocks + _missing(section)
+    return [*blocks, Text(_BREAKER.format(rounds=section["rounds"])), *_tables(section)]
+
+
+def _tables(section: Row) -> list[Block]:
+    """Write ratios to the first row of each table."""
+    blocks: list[Block] = []
+    for table in section["tables"]:
+        rows = [(_name(row), _quartiles(row), f"{row['ns']:,.0f}", f"`{row['statement']}`") for row in table["rows"]]
+        blocks += [Heading(3, _capital(table["title"])), Table(("", "ratio", "ns", "in the loop"), rows)]
+    return blocks
+
+
+def _lease(section: Row) -> list[Block]:
+    blocks: list[Block] = [Heading(2, "Two tiers: a stampede of processes")]
+    if not section["rows"]:
+        return blocks + _missing(section)
+    fields = ("p50", "p99", "max", "worst p99")
+    rows = [
+        (f"{row['bytes']:,}", f"{row['loads']}", *[f"{row[name]:.1f}" for name in fields]) for row in section["rows"]
+    ]
+    first = section["rows"][0]
+    text = _LEASE.format(**first, rounds=section["rounds"], load=f"{LEASED_SECONDS:g}")
+    return [*blocks, Text(text), Table(("bytes of the value", "loads", *fields), rows, left=0)]
 
 
 def _import(section: Row) -> list[Block]:
@@ -324,7 +406,13 @@ _BLOCKS: dict[str, Callable[[Row], list[Block]]] = {
     "memory": _memory,
     "growth": _growth,
     "tags": _tags,
+    "flights": _flights,
+    "expiry": _expiry,
+    "eviction": _eviction,
     "import": _import,
+    "coherence": _coherence,
+    "breaker": _breaker,
+    "lease": _lease,
     **dict.fromkeys(_FAR, _far),
 }
 
@@ -345,6 +433,10 @@ def _missing(section: Row) -> list[Block]:
     lines = [f"- {name}: not measured: {why}" for name, why in section.get("missing", {}).items()]
     lines += [f"- {name}: {note}" for name, note in section.get("notes", {}).items()]
     return [Text("\n".join(lines))] if lines else []
+
+
+def _failed(section: Row) -> list[Block]:
+    return _missing({"missing": {row["contender"]: row["failed"] for row in section["rows"] if "failed" in row}})
 
 
 def _line(row: Row, value: float, most: float | None = None) -> Line:
@@ -383,11 +475,11 @@ What acache costs, beside other asyncio caches and bare clients, all of them mea
 as ratios to the bare coroutine: how many times as long as awaiting a trivial `async def` does it take? What asks a
 server is given as ratios to a bare client. Only ratios carry over to another machine.
 
-To repeat it, a quarter of an hour on a machine that does nothing else; servers are fetched and started for the run:
+To repeat it, twenty minutes on a machine that does nothing else; servers are fetched and started for the run:
 
 ```sh
 make bench
-make bench BENCH_ARGS="--only redis"  # one section: hits, stampede, memory, growth, tags, import, redis, memcached ...
+make bench BENCH_ARGS="--only redis"  # one section: hits, stampede, memory, growth, tags, flights, coherence ...
 make bench-smoke  # in two minutes, the bars only
 ```
 
@@ -396,7 +488,8 @@ run, in one file.
 """
 _AHEAD = """\
 Every row in which another library has the better number; wall time where a server is asked, and there backends are
-held against clients and `Cache` against caches. Calls that cannot wait are in it too: they do less.
+held against clients and `Cache` against caches. Calls that cannot wait are in it too: they do less. Hit ratios stand
+beside those of others in a table of their own.
 """
 _FAR_TEXT = """\
 Microseconds for each call: wall time, processor time of the client's process, all threads, and processor time of the
@@ -409,12 +502,46 @@ future that all of them await: the least it can cost, though there one cancelled
 """
 _MEMORY = """\
 Bytes for each entry beyond its key and value, which exist before: the growth of the resident set of a process of its
-own while the cache is filled, garbage collected before both readings. Decorators (async-lru, cachetools-async, "acache,
-decorated") store results under the function's arguments, the others values under given keys.
+own while the cache is filled, garbage collected before both readings. The last column is the first full collection when
+the cache is full, which looks at what came with the cache and at nothing from before. Decorators (async-lru,
+cachetools-async, "acache, decorated") store results under the function's arguments, the others values under given keys.
 """
 _GROWTH = """\
 Each cache has a process of its own and room for all entries; keys are drawn at random, so what grows for all alike is
 the share of memory that the processor's caches do not hold.
+"""
+_FLIGHTS = """\
+Distinct keys are loaded once each, a thousand at a time, into a near tier of a thousand entries: by how much is the
+process larger afterwards, garbage collected before both readings? A load sleeps for one turn of the loop.
+"""
+_EXPIRY = """\
+All entries end at about the same time, while the event loop does nothing but turn: how long does the longest turn take
+until all of them have left? In a cache that nobody uses they leave in rounds of a timer, half a minute apart, which are
+counted here and not waited for.
+"""
+_EVICTION = """\
+`Memory` itself over traces of {requests} requests, the same in each run, beside other people's implementations of the
+same policies: cachetools, theine, and for S3-FIFO the algorithm as it stands in the paper. In brackets: by how many
+points ours is above or below, in bold where it is more than one below. `wtinylfu` is the mean of three runs. *Optimum*
+is what a cache that knows the future could reach; the last columns say how much of the way from LRU to there a policy
+makes.
+"""
+_COHERENCE = """\
+Near hits where nobody else can change a value, and where Redis tells of each change by another process (tracking).
+Ratios are to the first row, taken within a round: medians over {rounds} rounds, in brackets the quartiles.
+"""
+_WRITES = """\
+One process writes a key {writes} times; another asks its near tier in each turn of its loop, and takes down the instant
+from which the old value is not served. Below zero: it was gone before the `set` had returned.
+"""
+_BREAKER = """\
+A read of what is not there, without a far tier and with one to which no connection can be had, so that the breaker is
+open. Ratios are to the first row: medians over {rounds} rounds, in brackets the quartiles.
+"""
+_LEASE = """\
+{processes} processes, {callers} callers in each, ask for one cold key with a lease, all at once; the loader takes
+{load} s. How many loads are there, and how many milliseconds after the loader has returned does each caller have the
+value? Medians over {rounds} rounds, the loads and the last column from the worst of them.
 """
 _METHOD = """\
 - Near hits: the statement stands in a `for` loop that awaits it; everything it names is a local variable. Nothing is

@@ -20,17 +20,23 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
 
+import breaker  # noqa: E402
+import coherence  # noqa: E402
 import growth  # noqa: E402
+import lease  # noqa: E402
 import report  # noqa: E402
 import tags  # noqa: E402
 from backends import compare, server_of  # noqa: E402
 from cases import CASES  # noqa: E402
 from contenders import SHARED_FUTURE, Contender, contenders  # noqa: E402
-from engines import Workload, engines  # noqa: E402
+from engines import Engine, Workload, engines  # noqa: E402
+from expiry import mass_expiry  # noqa: E402
+from flights import growth_after  # noqa: E402
 from imports import import_times  # noqa: E402
 from machine import describe, now  # noqa: E402
 from measure import Effort, time_case  # noqa: E402
 from memory import memory_of  # noqa: E402
+from simulate import LENGTH, hit_ratios  # noqa: E402
 from stampede import stampedes  # noqa: E402
 
 __all__ = ["EFFORTS", "SECTIONS", "measure", "smoke"]
@@ -55,6 +61,18 @@ class Work:
     imports: int
     budget: float
     """Seconds that one contender may take to fill a cache, or to show one size."""
+    writes: int
+    """Of which it is measured when another process knows of them."""
+    leases: int
+    """Rounds."""
+    flights: int
+    expiring: int = 200_000
+    """Entries that end together."""
+    ttl: float = 3.0
+    """Seconds until they do."""
+    requests: int = LENGTH
+    """In the traces that show hit ratios."""
+    processes: int = lease.PROCESSES
     callers: int = 10_000
     most_bytes: int = 1_000_000_000
     """Of values under way at the same time."""
@@ -62,7 +80,18 @@ class Work:
 
 EFFORTS = {
     "full": Work(
-        "full", Effort(40, 0.004), Effort(11, 0.025), 5, (100_000, 1_000_000), growth.SIZES, tags.SIZES, 9, 60
+        "full",
+        Effort(40, 0.004),
+        Effort(11, 0.025),
+        5,
+        (100_000, 1_000_000),
+        growth.SIZES,
+        tags.SIZES,
+        9,
+        60,
+        writes=3_000,
+        leases=7,
+        flights=1_000_000,
     ),
     "quick": Work(
         "quick",
@@ -74,9 +103,31 @@ EFFORTS = {
         tags.SIZES[:2],
         3,
         10,
+        writes=300,
+        leases=1,
+        flights=50_000,
+        requests=40_000,
         most_bytes=1_000_000,
     ),
-    "tiny": Work("tiny", Effort(2, 0.0001), Effort(2, 0.0005), 1, (100,), (100,), (10,), 1, 5, callers=20),
+    "tiny": Work(
+        "tiny",
+        Effort(2, 0.0001),
+        Effort(2, 0.0005),
+        1,
+        (100,),
+        (100,),
+        (10,),
+        1,
+        5,
+        writes=3,
+        leases=1,
+        flights=1_000,
+        expiring=100,
+        ttl=0.2,
+        requests=2_000,
+        processes=2,
+        callers=20,
+    ),
 }
 
 
@@ -113,10 +164,49 @@ def _import(work: Work) -> dict[str, Any]:
     return {"rows": import_times(work.imports)}
 
 
-def _far(name: str, work: Work) -> dict[str, Any]:
+def _flights(work: Work) -> dict[str, Any]:
+    return {"rows": [growth_after(work.flights)]}
+
+
+def _expiry(work: Work) -> dict[str, Any]:
+    return {"rows": mass_expiry(work.expiring, work.ttl)}
+
+
+def _eviction(work: Work) -> dict[str, Any]:
+    return {"requests": work.requests, "rows": hit_ratios(work.requests)}
+
+
+def _coherence(work: Work) -> dict[str, Any]:
+    _, url, why = _server("redis")
+    if why is not None:
+        return {"tables": [], "missing": {"all of it": why}}
+    tables = asyncio.run(coherence.hits(url, work.near))
+    return {"rounds": work.near.rounds, "tables": tables, "writes": asyncio.run(coherence.writes(url, work.writes))}
+
+
+def _breaker(work: Work) -> dict[str, Any]:
+    if _server("redis")[0] is None:
+        return {"tables": [], "missing": {"all of it": "redis is not installed"}}
+    return {"rounds": work.near.rounds, "tables": asyncio.run(breaker.misses(work.near))}
+
+
+def _lease(work: Work) -> dict[str, Any]:
+    _, url, why = _server("redis")
+    if why is not None:
+        return {"rows": [], "missing": {"all of it": why}}
+    callers = min(work.callers, lease.CALLERS)
+    return {"rounds": work.leases, "rows": lease.leases(url, work.leases, work.processes, callers)}
+
+
+def _server(name: str) -> tuple[Engine | None, str, str | None]:
+    """Return the engine of a section and the URL of its server, or why it cannot be measured."""
     found, missing = engines()
     engine = next((engine for engine in found if engine.section == name), None)
-    url, why = server_of(engine) if engine is not None else ("", "; ".join(missing.values()))
+    return (engine, *server_of(engine)) if engine is not None else (None, "", "; ".join(missing.values()))
+
+
+def _far(name: str, work: Work) -> dict[str, Any]:
+    engine, url, why = _server(name)
     if engine is None or why is not None:
         return {"engine": engine.name if engine else name, "cases": [], "missing": {"all of it": why}}
     workloads = [workload for workload in engine.workloads if workload.size * workload.tasks <= work.most_bytes]
@@ -129,7 +219,13 @@ SECTIONS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "memory": _memory,
     "growth": _growth,
     "tags": _tags,
+    "flights": _flights,
+    "expiry": _expiry,
+    "eviction": _eviction,
     "import": _import,
+    "coherence": _coherence,
+    "breaker": _breaker,
+    "lease": _lease,
     **{name: partial(_far, name) for name in ("redis", "memcached", "files", "mongodb", "dynamodb")},
 }
 
@@ -166,6 +262,8 @@ def smoke() -> dict[str, Any]:
     racing = [contender for contender in entering if contender.kind == "ours" or contender is SHARED_FUTURE]
     sections["stampede"] = {"rows": asyncio.run(stampedes(racing, 5))}
     sections["memory"] = {"rows": [memory_of(_ours(entering), 1_000_000)]}
+    for name in ("flights", "expiry", "coherence", "breaker", "lease"):
+        sections[name] = SECTIONS[name](EFFORTS["quick"])
     for engine in engines()[0]:
         url, why = server_of(engine)
         if engine.section != "redis" or why is not None:

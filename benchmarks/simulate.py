@@ -2,7 +2,8 @@
 
 A trace is a text file, ``.gz`` or not, with one key on each line; with ``--format arc`` each line has a first block and
 a number of blocks.  Without files it makes traces itself.  What is run is `Memory`, as a cache uses it: batches, lost
-touches and all.  Beside the policies stands the offline optimum, which knows the future (Belady).
+touches and all.  Beside the policies stand references, which are other people's implementations of the same (see
+references.py), with the difference in points, and the offline optimum, which knows the future (Belady).
 """
 
 from __future__ import annotations
@@ -14,37 +15,46 @@ import sys
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from itertools import accumulate
 from pathlib import Path
+from statistics import mean
 from time import perf_counter
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT)]
+
+from references import REFERENCES  # noqa: E402
 
 from acache import Memory  # noqa: E402
 from acache.clock import FOREVER  # noqa: E402
 
-__all__ = ["POLICIES", "TRACES", "Trace", "hit_ratio", "optimum", "ratios"]
+__all__ = ["LENGTH", "POLICIES", "TRACES", "Trace", "cells", "columns", "hit_ratio", "hit_ratios", "optimum", "ratios"]
 
 POLICIES = ("lru", "s3fifo", "wtinylfu")
+LENGTH = 400_000
+"""Requests in a trace that is made here."""
+_RUNS = {"lru": 1, "s3fifo": 1, "wtinylfu": 3}
+"""Over how many runs the hit ratio is the mean: which keys share a counter is another matter in each."""
 Keys = Sequence[int]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """A sequence of keys, and the sizes of caches it is run against."""
+    """A sequence of keys, so many of them, and the sizes of caches it is run against."""
 
     name: str
-    make: Callable[[], Keys]
+    make: Callable[[int], Keys]
     sizes: tuple[int, ...]
+    steady: bool = False
+    """Whether nothing but Zipf's law says which key comes next."""
 
 
 def hit_ratio(policy: Any, keys: Keys, size: int) -> float:
     """Run one policy: every miss is stored."""
-    random.seed(1)  # the seed of what a policy draws
     space = Memory(max_entries=size, eviction=policy).space("")
     records, touch, insert = space.records, space.touch, space.insert
     record: Any = (None, FOREVER, 0.0)
@@ -84,8 +94,26 @@ def optimum(keys: Keys, size: int) -> float:
 
 
 def ratios(keys: Keys, size: int) -> dict[str, float]:
-    """Run all policies and the optimum."""
-    return {policy: hit_ratio(policy, keys, size) for policy in POLICIES} | {"optimum": optimum(keys, size)}
+    """Run all policies, their references as far as they are installed, and the optimum."""
+    found = {policy: mean(hit_ratio(policy, keys, size) for _ in range(_RUNS[policy])) for policy in POLICIES}
+    for policy, (package, run) in REFERENCES.items():
+        with suppress(ImportError):
+            found[f"{policy}, {package}"] = run(keys, size)
+    return {**found, "optimum": optimum(keys, size)}
+
+
+def hit_ratios(length: int) -> list[dict[str, Any]]:
+    """Run every trace that is made here through caches of every size."""
+    return [
+        {"trace": trace.name, "steady": trace.steady, "entries": size, **_rounded(ratios(keys, size))}
+        for trace in TRACES
+        for keys in [trace.make(length)]
+        for size in trace.sizes
+    ]
+
+
+def _rounded(found: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in found.items()}
 
 
 # Traces that are made here ------------------------------------------------------------------------------------------
@@ -136,24 +164,27 @@ def _hot_then_new(length: int) -> Iterator[int]:
         yield max(1, newest - int(rng.expovariate(1 / 300)))
 
 
-_LENGTH = 400_000
 TRACES = (
-    Trace("Zipf 0.8", lambda: zipf(0.8, 100_000, _LENGTH), (1_000, 10_000)),
-    Trace("Zipf 1.0", lambda: zipf(1.0, 100_000, _LENGTH), (1_000, 10_000)),
-    Trace("Zipf 1.2", lambda: zipf(1.2, 100_000, _LENGTH), (1_000, 10_000)),
-    Trace("Zipf 1.0, popularity changing", lambda: list(phases(1.0, 100_000, _LENGTH, count=8)), (1_000, 10_000)),
+    Trace("Zipf 0.8", lambda length: zipf(0.8, 100_000, length), (1_000, 10_000), steady=True),
+    Trace("Zipf 1.0", lambda length: zipf(1.0, 100_000, length), (1_000, 10_000), steady=True),
+    Trace("Zipf 1.2", lambda length: zipf(1.2, 100_000, length), (1_000, 10_000), steady=True),
+    Trace(
+        "Zipf 1.0, popularity changing",
+        lambda length: list(phases(1.0, 100_000, length, count=8)),
+        (1_000, 10_000),
+    ),
     Trace(
         "Zipf 1.0, a third of it scans",
-        lambda: list(with_scans(zipf(1.0, 100_000, _LENGTH * 2 // 3), every=10_000, scan=5_000)),
+        lambda length: list(with_scans(zipf(1.0, 100_000, length * 2 // 3), every=10_000, scan=5_000)),
         (1_000, 10_000),
     ),
-    Trace("loop over 12,000", lambda: loop(12_000, _LENGTH), (1_000, 10_000)),
+    Trace("loop over 12,000", lambda length: loop(12_000, length), (1_000, 10_000)),
     Trace(
         "Zipf 1.0 and a loop over 12,000",
-        lambda: list(mixed(zipf(1.0, 100_000, _LENGTH // 2), loop(12_000, _LENGTH // 2))),
+        lambda length: list(mixed(zipf(1.0, 100_000, length // 2), loop(12_000, length // 2))),
         (1_000, 10_000),
     ),
-    Trace("the newest keys", lambda: list(_hot_then_new(_LENGTH)), (300, 1_000)),
+    Trace("the newest keys", lambda length: list(_hot_then_new(length)), (300, 1_000)),
 )
 
 
@@ -171,10 +202,29 @@ def read(path: Path, form: str) -> list[int]:
     return keys
 
 
-def _row(name: str, size: int, found: dict[str, float]) -> str:
+def columns() -> tuple[str, ...]:
+    """Return the head of the table: each policy is followed by its reference, and the points it is above that."""
+    head = ["trace", "entries"]
+    for policy, (package, _) in REFERENCES.items():
+        head += [f"`{policy}`", f"{package} (points)"]
+    return (*head, "optimum", *[f"`{policy}`: share of the gap" for policy in POLICIES[1:]])
+
+
+def cells(name: str, size: int, found: dict[str, float]) -> tuple[str, ...]:
+    """Return one row of the table."""
+    row = [name, f"{size:,}"]
+    for policy, (package, _) in REFERENCES.items():
+        other = found.get(f"{policy}, {package}")
+        row += [f"{found[policy]:.1%}", "" if other is None else f"{other:.1%} ({_points(found[policy], other)})"]
     gap = found["optimum"] - found["lru"]
     shares = [f"{(found[policy] - found['lru']) / gap:.0%}" if gap > 0.001 else "" for policy in POLICIES[1:]]
-    return " | ".join(["", name, f"{size:,}", *[f"{found[each]:.1%}" for each in (*POLICIES, "optimum")], *shares, ""])
+    return (*row, f"{found['optimum']:.1%}", *shares)
+
+
+def _points(ours: float, reference: float) -> str:
+    """Write the difference, in bold where it is more than a point below zero."""
+    found = f"{100 * (ours - reference):+.1f}"
+    return f"**{found}**" if ours < reference - 0.01 else found
 
 
 def main() -> None:
@@ -184,14 +234,15 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", type=int, default=[1_000, 10_000], help="entries, for trace files")
     parser.add_argument("--format", choices=["keys", "arc"], default="keys")
     options = parser.parse_args()
-    traces = [Trace(path.name, lambda path=path: read(path, options.format), options.sizes) for path in options.files]
-    start = perf_counter()
-    columns = ["trace", "entries", *POLICIES, "optimum", *[f"{policy}: share of the gap" for policy in POLICIES[1:]]]
-    print("| " + " | ".join(columns) + " |\n|---|" + "---:|" * (len(columns) - 1))
+    traces = [
+        Trace(path.name, lambda _, path=path: read(path, options.format), options.sizes) for path in options.files
+    ]
+    start, head = perf_counter(), columns()
+    print("| " + " | ".join(head) + " |\n|---|" + "---:|" * (len(head) - 1))
     for trace in traces or TRACES:
-        keys = trace.make()
+        keys = trace.make(LENGTH)
         for size in trace.sizes:
-            print(_row(trace.name, size, ratios(keys, size)).strip(), flush=True)
+            print(f"| {' | '.join(cells(trace.name, size, ratios(keys, size)))} |", flush=True)
     print(f"\n{perf_counter() - start:.0f} s")
 
 

@@ -67,7 +67,7 @@ def test_the_simulator_knows_the_optimum(load: Load) -> None:
     assert simulate.hit_ratio("lru", simulate.loop(4, 40), 3) == 0
     assert simulate.optimum(simulate.loop(4, 40), 3) == pytest.approx(1 - (4 + 12) / 40, abs=0.03)
     for trace in simulate.TRACES:
-        some = trace.make()[:3000]
+        some = trace.make(3000)
         found = simulate.ratios(some, 50)
         assert 0 <= max(found[policy] for policy in simulate.POLICIES) <= found["optimum"]
 
@@ -80,6 +80,34 @@ def test_no_policy_is_far_below_lru_where_popularity_is_steady(load: Load) -> No
             least = simulate.hit_ratio("lru", trace, 200) - 0.02
             assert simulate.hit_ratio("s3fifo", trace, 200) > least
             assert simulate.hit_ratio("wtinylfu", trace, 200) > least
+
+
+def test_the_reference_of_s3fifo_is_the_paper_s(load: Load) -> None:
+    """A cache of ten: one key in the small queue, nine in the main one, nine ghosts; hits counted by hand."""
+    cache = load("references").S3Fifo(10)
+    ten, more = range(10), range(10, 14)
+    assert not any(cache.request(key) for key in ten)
+    assert [cache.request(0), cache.request(0), cache.request(1)] == [True, True, True]
+    # At the end of the small queue, 0 moves on, as it was used twice; 1 was used once and goes; so do 2, 3 and 4.
+    assert not any(cache.request(key) for key in more)
+    assert (list(cache.main), list(cache.ghosts)) == ([0], [1, 2, 3, 4])
+    assert not cache.request(3)  # a ghost: it comes back into the main queue, and 5 goes
+    assert (list(cache.main), list(cache.ghosts)) == ([0, 3], [1, 2, 4, 5])
+    assert list(cache.small) == [6, 7, 8, 9, 10, 11, 12, 13]
+    for key in range(1000):
+        cache.request(key * key % 97)
+        assert len(cache.small) + len(cache.main) <= 10
+        assert len(cache.ghosts) <= 9
+
+
+def test_the_simulator_says_where_a_reference_is_ahead(load: Load) -> None:
+    """In bold from more than a point on; empty where the reference is not installed."""
+    simulate, references = load("simulate"), load("references")
+    found = dict.fromkeys(simulate.POLICIES, 0.5) | {"optimum": 0.75}
+    found |= {f"s3fifo, {references.REFERENCES['s3fifo'][0]}": 0.515}
+    row = dict(zip(simulate.columns(), simulate.cells("some", 1000, found), strict=True))
+    assert row["the paper (points)"] == "51.5% (**-1.5**)"
+    assert row["theine (points)"] == ""
 
 
 def test_the_simulator_reads_trace_files(load: Load, tmp_path: Path) -> None:
@@ -123,7 +151,7 @@ async def test_a_crowd_of_loads_is_counted_and_weighed(load: Load) -> None:
     """How much memory is left of loads is measured here; that nothing is left of them, in tests/laws/test_bounded.py."""
     found = await load("flights").flights(2_000, 1_000)
     assert found["loads"] == 2_000
-    assert set(found) == {"loads", "seconds", "before", "after"}
+    assert set(found) == {"loads", "us", "before", "after"}
 
 
 async def test_a_tag_costs_what_the_page_says_it_is(load: Load) -> None:
@@ -215,6 +243,42 @@ def test_the_time_of_a_server_is_its_own_or_is_not_given(load: Load) -> None:
         (row,) = result["cases"][0]["rows"]
         assert ("server" in row) is told
         assert ("processor time of the server" in result["missing"]) is not told
+
+
+def test_sections_that_need_no_server_are_measured_in_small(load: Load) -> None:
+    """Each has a page of the report and an answer to its bars; the rest is measured with `make bench`."""
+    run = load("run")
+    results = run.measure(["flights", "expiry", "eviction"], run.EFFORTS["tiny"])
+    told = [verdict.what for verdict in load("bars").verdicts(results)]
+    for words in ("loads of as many keys", "100 entries end together", "s3fifo below the paper", "wtinylfu below LRU"):
+        assert any(words in what for what in told), words
+
+
+def test_two_tiers_are_measured_in_small(load: Load, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes find each other, and every bar of two tiers gets an answer."""
+    monkeypatch.setenv("ACACHE_REDIS_URL", redis_url)
+    run = load("run")
+    results = run.measure(["coherence", "breaker", "lease"], run.EFFORTS["tiny"])
+    told = {verdict.what: verdict for verdict in load("bars").verdicts(results)}
+    for words in ("tracking, two tags", "breaker open", "from the return of the set", "p99 of the answers"):
+        assert any(words in what for what in told), words
+    assert [told[what].value for what in told if "lease" in what and "loads" in what] == [1, 1]
+
+
+def test_what_needs_a_server_says_so_without_one(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the other sections go on."""
+    monkeypatch.delenv("ACACHE_REDIS_URL", raising=False)
+    run = load("run")
+    results = run.measure(["coherence", "lease"], run.EFFORTS["tiny"])
+    for section in results["sections"].values():
+        assert "ACACHE_REDIS_URL" in section["missing"]["all of it"]
+    assert load("bars").verdicts(results) == []
+
+
+def test_every_section_has_its_page(load: Load) -> None:
+    """What is measured is reported."""
+    report = load("report")
+    assert set(load("run").SECTIONS) == set(report._BLOCKS)
 
 
 def test_a_bar_is_ok_short_or_not_measured(load: Load) -> None:
