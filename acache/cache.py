@@ -27,7 +27,7 @@ from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
-from .memory import TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
+from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
 from .staircase import Staircase, ahead
@@ -324,11 +324,21 @@ class Cache:
         """
         # The hit path.  One dict, one clock, no call but the clock's and the note for LRU.
         try:
-            value, fresh_until, _ = self._records[key]
-            if fresh_until > self._now() < self._trust.until:
+            value, fresh_until, terms = self._records[key]
+            if fresh_until > (now := self._now()) < self._trust.until:
                 self._counters.hits_near += 1
                 self._touch(key)
                 return value
+            if fresh_until == CONDITIONAL:
+                cells, fresh_until, _, _ = terms
+                for cell in cells:
+                    if cell.spoilt:
+                        break
+                else:
+                    if fresh_until > now < self._trust.until:
+                        self._counters.hits_near += 1
+                        self._touch(key)
+                        return value
         except (KeyError, TypeError):
             pass
         return await self._get(key, default, type)
@@ -870,11 +880,21 @@ class Cache:
             names = tag_names(tags)
         if plan is self._policy or not ahead(plan):
             try:  # the same hit path as in get()
-                value, fresh_until, _ = self._load_records[key]
-                if fresh_until > self._now() < self._trust.until:
+                value, fresh_until, terms = self._load_records[key]
+                if fresh_until > (now := self._now()) < self._trust.until:
                     self._counters.hits_near += 1
                     self._touch(key)
                     return value  # type: ignore[no-any-return]
+                if fresh_until == CONDITIONAL:
+                    cells, fresh_until, _, _ = terms
+                    for cell in cells:
+                        if cell.spoilt:
+                            break
+                    else:
+                        if fresh_until > now < self._trust.until:
+                            self._counters.hits_near += 1
+                            self._touch(key)
+                            return value  # type: ignore[no-any-return]
             except (KeyError, TypeError):
                 pass
         load = Load(check_key(key), loader, plan, self._counters, names, type, None, rule)

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from ..clock import FOREVER
 
 __all__ = [
+    "CONDITIONAL",
     "TICK",
     "Dates",
     "Record",
@@ -20,7 +21,8 @@ __all__ = [
 
 TICK: Final = 0.001
 """Seconds; what is stored within one, for as long, has the same end."""
-_LONG_WAY: Final = -FOREVER
+CONDITIONAL: Final = -FOREVER
+"""In the place of the date of a record that is not valid by its date alone."""
 
 
 class Terms(NamedTuple):
@@ -31,38 +33,42 @@ class Terms(NamedTuple):
     span: float
     """The ttl; where there is none, the instant the value was stored."""
     extra: Any
-    """``None`` for an entry that is valid by its date alone; otherwise the facade's, with what else must hold."""
+    """``None`` for an entry that is valid by its date alone; otherwise the facade's, with the ``cells`` that must hold."""
 
 
-Record: TypeAlias = tuple[Any, float, float | Terms]
-"""(value, fresh_until, span) of an entry that is valid by its date alone, or (value, minus infinity, `Terms`).
+Record: TypeAlias = tuple[Any, float, Any]
+"""(value, fresh_until, span) of an entry that is valid by its date alone; or of one that is valid while none of some
+cells is spoilt (value, `CONDITIONAL`, (cells, fresh_until, span, extra)).
 
-A plain tuple of three, so that the garbage collector can stop tracking it.  One comparison with the clock tells a hit;
-what has terms besides its date is never fresh to that comparison, and takes the long way.
+Plain tuples, so that the garbage collector can stop tracking the first kind, and either is unpacked quickly.  One
+comparison with the clock tells a hit; what has terms besides its date is never fresh to that comparison.
 """
 
 
 def make_record(value: Any, terms: Terms) -> Record:
     """Return the record of a value."""
-    return (value, terms.fresh_until, terms.span) if terms.extra is None else (value, _LONG_WAY, terms)
+    fresh_until, span, extra = terms
+    return (
+        (value, fresh_until, span) if extra is None else (value, CONDITIONAL, (extra.cells, fresh_until, span, extra))
+    )
 
 
 def terms_of(record: Record) -> Terms:
     """Return the terms of a record of either kind."""
     _, fresh_until, rest = record
-    return rest if isinstance(rest, Terms) else Terms(fresh_until, rest, None)
+    return Terms(*rest[1:]) if type(rest) is tuple else Terms(fresh_until, rest, None)
 
 
 def fresh_until_of(record: Record) -> float:
     """Return until when a record of either kind is fresh."""
     _, fresh_until, rest = record
-    return rest.fresh_until if isinstance(rest, Terms) else fresh_until
+    return rest[1] if type(rest) is tuple else fresh_until
 
 
 def extra_of(record: Record) -> Any:
     """Return what must hold besides the date of a record, or ``None``."""
     rest = record[2]
-    return rest.extra if isinstance(rest, Terms) else None
+    return rest[3] if type(rest) is tuple else None
 
 
 def stored_at(record: Record) -> float:

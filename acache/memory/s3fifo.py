@@ -64,7 +64,8 @@ class S3Fifo:
                 self._take_small(min(wanted, max(surplus, 1)), victims)
             else:
                 self._take_main(wanted, victims)
-        self._forget_ghosts(len(main))
+        held = len(small) + len(main)
+        self._forget_ghosts(held - held // _SMALL)  # what the main queue may hold, not what it holds by now
         return victims
 
     def _take_small(self, count: int, victims: list[str]) -> None:
