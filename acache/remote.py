@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Notify, Touch, Version, batch_error
 from .clock import FOREVER, Clock
@@ -53,6 +53,8 @@ _LONGEST_BACKOFF: Final = 30.0
 _LONGEST_PROBE: Final = 5.0
 
 State = Literal["closed", "open", "half-open"]
+Tell: TypeAlias = Callable[[str, Collection[str] | None, float], Awaitable[None]]
+"""Gets the prefix of a namespace, the wire keys that were changed there (``None``: all), and the seconds it has."""
 
 
 class Seen:
@@ -198,10 +200,21 @@ class Breaker:
 
 
 class Remote:
-    """One namespace of one backend.  Keys are users' keys; values stay encoded."""
+    """One namespace of one backend.  Keys are users' keys; values stay encoded.
+
+    Each change is told by ``tell`` when the far tier has confirmed it.
+    """
 
     def __init__(
-        self, backend: Backend, namespace: str, *, deadline: float, clock: Clock, breaker: Breaker, replay: Replay
+        self,
+        backend: Backend,
+        namespace: str,
+        *,
+        deadline: float,
+        clock: Clock,
+        breaker: Breaker,
+        replay: Replay,
+        tell: Tell | None = None,
     ) -> None:
         limits: KeyLimits = getattr(backend, "key_limits", KeyLimits())
         self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
@@ -212,6 +225,7 @@ class Remote:
         self._breaker: Final = breaker
         self._namespace: Final = namespace
         self._replay: Final = replay
+        self._tell: Final = tell
         self._cas: Final = backend if isinstance(backend, Cas) else None
         self._batch: Final = backend if isinstance(backend, Batch) else None
         self._add: Final = backend if isinstance(backend, Add) else None
@@ -269,7 +283,7 @@ class Remote:
 
     async def write(self, key: str, envelope: Envelope) -> None:
         """Store an entry over whatever is there."""
-        await self._call(self._backend.set, self._keys.entry(key), pack(envelope), ttl=_lifetime(envelope.keep_for))
+        await self._change(self._backend.set, self._keys.entry(key), pack(envelope), ttl=_lifetime(envelope.keep_for))
 
     async def write_many(self, envelopes: Mapping[str, Envelope]) -> None:
         """Store entries that have one lifetime."""
@@ -278,7 +292,8 @@ class Remote:
         wires = self._keys.entries(envelopes)
         ttl = _lifetime(next(iter(envelopes.values())).keep_for)
         try:
-            await self._set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
+            async with self._changing(wires):
+                await self._set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
         except BackendError as error:
             raise _by_key(error, wires)  # noqa: B904 - the same error
 
@@ -295,7 +310,7 @@ class Remote:
             await self.write(key, envelope)
             return True
         wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
-        stored = await self._call(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+        stored = await self._change(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
         return stored and not await self._cleared(key, epoch)
 
     async def add(self, key: str, envelope: Envelope) -> bool:
@@ -304,17 +319,17 @@ class Remote:
         if self._cas is None:
             self._check(key)
             if self._add is not None:
-                return await self._call(self._add.add, wire, data, ttl=ttl)
+                return await self._change(self._add.add, wire, data, ttl=ttl)
             if self._fresh(await self.peek(key)):
                 return False
-            await self._call(self._backend.set, wire, data, ttl=ttl)
+            await self._change(self._backend.set, wire, data, ttl=ttl)
             return True
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
             seen = await self.read(key)
             if self._fresh(seen):
                 return False
-            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=ttl):
+            if await self._change(self._cas.set_if, wire, data, seen.version, ttl=ttl):
                 return True
         raise self._too_busy(key)
 
@@ -322,8 +337,8 @@ class Remote:
         """Remove an entry so that no load which began before can bring it back; tell whether it was there."""
         wire = self._keys.entry(key)
         if self._cas is None:
-            return await self._call(self._backend.delete, wire)
-        before = await self._call(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
+            return await self._change(self._backend.delete, wire)
+        before = await self._change(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
         return before is not None and holds_value(before, self._clock.wall())
 
     async def settle(self, key: str, envelope: Envelope | None, since: float) -> None:
@@ -344,7 +359,7 @@ class Remote:
             return
         if data is None:
             if age <= FILL_WITHIN and envelope.keep_for > age:
-                await self._call(
+                await self._change(
                     self._cas.set_if, wire, pack(envelope), version, ttl=_lifetime(envelope.keep_for - age)
                 )
             return
@@ -353,23 +368,25 @@ class Remote:
             return  # it had arrived; only the confirmation had not
         if there.envelope is not None or there.number is not None or there.garbage is not None:
             # Refused where somebody has written since: that is newer than what this was to remove.
-            await self._call(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
+            await self._change(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were seen there when it began."""
         wires = self._keys.entries(keys)
         try:
             if self._cas is None:
-                if self._batch is not None:
-                    return await self._call_many(self._batch.delete_many, list(wires))
-                return sum((await self._each(list(wires), self._backend.delete)).values())
+                async with self._changing(wires):
+                    if self._batch is not None:
+                        return await self._call_many(self._batch.delete_many, list(wires))
+                    return sum((await self._each(list(wires), self._backend.delete)).values())
             try:
                 found: Mapping[str, bytes] = await self._get_many(list(wires))
             except BackendError as error:
                 if not error.failed:
                     raise
                 found = error.found  # what cannot be counted can perhaps be removed
-            await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
+            async with self._changing(wires):
+                await self._set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
             return sum(self._fresh(Seen(data)) for data in found.values())
         except BackendError as error:
             raise _by_key(error, wires)  # noqa: B904 - the same error
@@ -383,7 +400,7 @@ class Remote:
             seen = await self.read(key)
             if seen.number is not None:
                 if self._touch is not None:
-                    return await self._call(self._touch.touch, wire, ttl=_lifetime(ttl))
+                    return await self._change(self._touch.touch, wire, ttl=_lifetime(ttl))
                 data, keep = b"%d" % seen.number, ttl
             elif seen.envelope is not None and self._fresh(seen):
                 age = max(0.0, self._clock.wall() - seen.envelope.created_at)
@@ -393,9 +410,9 @@ class Remote:
             else:
                 return False
             if self._cas is None:
-                await self._call(self._backend.set, wire, data, ttl=_lifetime(keep))
+                await self._change(self._backend.set, wire, data, ttl=_lifetime(keep))
                 return True
-            if await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
+            if await self._change(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
                 return not await self._cleared(key, epoch)
         raise self._too_busy(key)
 
@@ -412,7 +429,7 @@ class Remote:
         wire = self._keys.entry(key)
         if self._counter is not None:
             try:
-                return await self._call(self._counter.incr, wire, delta, ttl=_lifetime(ttl))
+                return await self._change(self._counter.incr, wire, delta, ttl=_lifetime(ttl))
             except DecodeError:
                 pass  # not a counter: an int in an envelope, a tombstone, or something else
         epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
@@ -434,9 +451,9 @@ class Remote:
                 raise DecodeError(msg)
             data = b"%d" % (number + delta)
             if self._cas is None:
-                await self._call(self._backend.set, wire, data, ttl=_lifetime(lifetime))
+                await self._change(self._backend.set, wire, data, ttl=_lifetime(lifetime))
                 return number + delta
-            stored = await self._call(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
+            stored = await self._change(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
             if stored and not await self._cleared(key, epoch):
                 return number + delta
             epoch = (await self.make_tag_tokens(self.epochs)).get(_EPOCH)
@@ -462,6 +479,8 @@ class Remote:
         self._breaker.check()
         # Without the deadline: bounded steps, but as many as there are keys.
         await self._guard(self._backend.clear(self._keys.prefix), Deadlines(None))
+        if self._tell is not None:
+            await self._tell(self._keys.prefix, None, self._deadline)
 
     async def _cleared(self, key: str, epoch: bytes | None) -> bool:
         """Tell whether the namespace was cleared since it had ``epoch``; what was stored meanwhile is removed.
@@ -494,11 +513,11 @@ class Remote:
     async def _make_tag_token(self, tag: str) -> bytes:
         wire, token = self._keys.tag(tag), new_token()
         if self._add is not None:
-            if not await self._call(self._add.add, wire, token, ttl=TAG_TTL):
+            if not await self._change(self._add.add, wire, token, ttl=TAG_TTL):
                 return await self._call(self._backend.get, wire) or token  # lost again: a token nobody has, invalid
             return token
         # Two makers at once: the first one's entries carry a token that is gone, and are invalid: the safe side.
-        await self._call(self._backend.set, wire, token, ttl=TAG_TTL)
+        await self._change(self._backend.set, wire, token, ttl=TAG_TTL)
         return token
 
     async def late_tag_tokens(self, tags: Sequence[str], *, since: float) -> dict[str, bytes] | None:
@@ -531,7 +550,9 @@ class Remote:
         """Give tags new tokens: what carries the old ones is invalid from now on."""
         tags = tuple(tags)
         await self._set_many({self._keys.invalidated(tag): new_token() for tag in tags}, TOMBSTONE_TTL)
-        await self._set_many({self._keys.tag(tag): new_token() for tag in tags}, TAG_TTL)
+        tokens = {self._keys.tag(tag): new_token() for tag in tags}
+        async with self._changing(tokens):
+            await self._set_many(tokens, TAG_TTL)
 
     # Leases ---------------------------------------------------------------------------------------------------------
 
@@ -611,6 +632,30 @@ class Remote:
         if failed:
             raise batch_error(failed, found={wire: data for wire, data in done.items() if data is not None})
         return done
+
+    # Telling others ------------------------------------------------------------------------------------------------
+
+    async def _change(self, operate: Callable[..., Awaitable[T]], wire: str, *args: Any, **options: Any) -> T:
+        """Do what changes a key, and tell that it did; ``False`` says that it did not."""
+        result = await self._call(operate, wire, *args, **options)
+        changed: object = result
+        if self._tell is not None and changed is not False:
+            await self._tell(self._keys.prefix, (wire,), self._deadline)
+        return result
+
+    @asynccontextmanager
+    async def _changing(self, wires: Collection[str]) -> AsyncIterator[None]:
+        """Tell of the keys that were changed inside: of all, or of those without an error of their own."""
+        try:
+            yield
+        except BackendError as error:
+            if self._tell is not None and error.failed:
+                changed = [wire for wire in wires if wire not in error.failed]
+                if changed:
+                    await self._tell(self._keys.prefix, changed, self._deadline)
+            raise
+        if self._tell is not None:
+            await self._tell(self._keys.prefix, wires, self._deadline)
 
     # Deadline and breaker -------------------------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ Here stands how a value gets into and out of each tier; when it does is the busi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from .backends.base import Backend, KeyLimits
 from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
-from .coherence import Channel, TagCell, Tags, Trust
+from .coherence import Channel, Messages, TagCell, Tags, Trust
 from .entry import BARELY_FRESH, Envelope, new_token, opener
 from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
 from .events import Counters, InvalidationReceived, Observer, Operation, emit
@@ -183,6 +183,8 @@ class Shared:
     near_ttl: float
     """Seconds for which a near copy is kept where nobody tells of changes."""
     channel: Channel | None = None
+    messages: Messages | None = None
+    """By which others are told of changes that the far tier does not tell of."""
     closed: bool = False
     closing: bool = False
     """Whether an ``aclose`` is under way."""
@@ -197,6 +199,14 @@ class Shared:
             if self.channel is not None:
                 self.channel.add(f"{namespace}::" if namespace else "", scope)
         return scope
+
+    async def tell(self, prefix: str, wires: Collection[str] | None, patience: float) -> None:
+        """Tell others of a change that the far tier has confirmed, unless it tells them itself."""
+        channel = self.channel
+        if channel is not None and not channel.tracks and not self.closed:
+            await channel.wake(patience)  # a process that only removes has not asked yet
+        if self.messages is not None and (channel is None or not channel.tracks):
+            await self.messages.tell(prefix, wires, patience)
 
 
 class Tiers:
@@ -376,6 +386,7 @@ class Tiers:
                 clock=shared.clock,
                 breaker=shared.breaker,
                 replay=shared.replay,
+                tell=None if shared.messages is None else shared.tell,
             )
         return remote
 
