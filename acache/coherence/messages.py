@@ -246,6 +246,27 @@ async def _listen(me: ref[Ear], notify: Notify, topic: str, hello: bytes) -> Non
         ear.ended(error)
 
 
+class _Batch:
+    """What the next message says."""
+
+    __slots__ = ("keys", "left")
+
+    def __init__(self) -> None:
+        self.keys: set[str] | None = set()
+        """``None``: everything."""
+        self.left: Final = Gate()
+        """Opened when it has left, or will not leave."""
+
+    def add(self, keys: Collection[str] | None) -> None:
+        """Say that these keys have changed, too."""
+        if keys is None:
+            self.keys = None
+        elif self.keys is not None:
+            self.keys.update(keys)
+            if len(self.keys) > _MOST_KEYS:
+                self.keys = None
+
+
 class Messages:
     """What one cache tells the others, and hears from them.
 
@@ -263,8 +284,10 @@ class Messages:
         self._failed: Final = failed
         self._sender: Final = new_token()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leaving: set[asyncio.Task[None]] = set()
-        """Messages that are on their way out, in that loop."""
+        self._next: dict[str, _Batch] = {}
+        """By prefix, what is not on its way yet."""
+        self._leaving: dict[str, asyncio.Task[None]] = {}
+        """Who sends it, in that loop."""
         self.ears: Final[dict[str, Ear]] = {}
         self.closed = False
 
@@ -293,19 +316,31 @@ class Messages:
     async def tell(self, prefix: str, wires: Collection[str] | None, patience: float) -> None:
         """Tell of changed keys, for ``patience`` seconds at most; that it fails is nobody's failure but the message's.
 
-        A caller who is cancelled does not keep the message from leaving: his change was confirmed.
+        One message of a namespace is on its way at a time.  What changes meanwhile leaves together in the next one, so
+        a burst of writes is no burst of messages.  A caller who is cancelled does not keep it from leaving: his change
+        was confirmed.
         """
         ear = self.ears.get(prefix)
         if self.closed or (ear is not None and ear.state == "refused"):
             return
-        keys = None if wires is None or len(wires) > _MOST_KEYS else [wire[len(prefix) :] for wire in wires]
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
-            self._loop, self._leaving = loop, set()
-        leaving = loop.create_task(self._publish(prefix, write(self._sender, keys)), name="acache message")
-        self._leaving.add(leaving)
-        leaving.add_done_callback(self._leaving.discard)
-        await asyncio.wait([leaving], timeout=patience)
+            self._loop, self._next, self._leaving = loop, {}, {}
+        batch = self._next.get(prefix)
+        if batch is None:
+            batch = self._next[prefix] = _Batch()
+        batch.add(None if wires is None else [wire[len(prefix) :] for wire in wires])
+        if (task := self._leaving.get(prefix)) is None or task.done():
+            self._leaving[prefix] = loop.create_task(self._send(prefix), name="acache message")
+        await batch.left.wait(patience)
+
+    async def _send(self, prefix: str) -> None:
+        waiting = self._next
+        while (batch := waiting.pop(prefix, None)) is not None:
+            try:
+                await self._publish(prefix, write(self._sender, batch.keys))
+            finally:
+                batch.left.open()
 
     async def _publish(self, prefix: str, message: bytes) -> None:
         door = self._door
@@ -322,6 +357,9 @@ class Messages:
             error = failure
         except TimeoutError:
             error = BackendTimeout(f"a message did not leave within {_WITHIN} s")
+        except Exception as bug:  # noqa: BLE001 - an engine's own mistake, and no caller's
+            logger.exception("a message to %s failed", topic_of_changes(prefix))
+            error = BackendUnavailable(repr(bug))
         except BaseException:
             door.abandoned()
             raise
@@ -337,7 +375,7 @@ class Messages:
         """Let nothing leave any more; wait for what is on its way, and after ``grace`` seconds end it."""
         self.closed = True
         if self._leaving and self._loop is asyncio.get_running_loop():
-            _, late = await asyncio.wait(self._leaving, timeout=grace)
+            _, late = await asyncio.wait(self._leaving.values(), timeout=grace)
             for task in late:
                 task.cancel()
             if late:

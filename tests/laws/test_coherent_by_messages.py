@@ -76,9 +76,9 @@ class Fleet:
     async def near(self, cache: Cache, key: str, value: Any) -> None:
         """Have a value near, whoever wrote it."""
         async with asyncio.timeout(20):
-            while cache.peek(key, MISS) != value:
-                assert await cache.get(key, MISS) == value
-                await asyncio.sleep(0)  # what was told of it may still be on its way
+            while cache.peek(key, MISS) != value:  # what was told of it may still be on its way
+                await cache.get(key, MISS)
+                await asyncio.sleep(0)
 
     async def told(self, *caches: Cache) -> None:
         """Let these caches hear what they sent each other, by a message after it."""
@@ -199,8 +199,8 @@ async def test_a_change_by_another_cache_ends_the_near_copy(
     await any_fleet.near(reader, "k", 1)
     heard = len(recorder.of(InvalidationReceived))
     await change(any_fleet, other)
-    await until(lambda: len(recorder.of(InvalidationReceived)) > heard)
-    assert reader.peek("k", MISS) == MISS
+    await until(lambda: reader.peek("k", MISS) == MISS)
+    assert len(recorder.of(InvalidationReceived)) > heard
     assert await reader.get("k", MISS) == await any_fleet.cache(memory=None).get("k", MISS)
     assert reader.stats().coherence == other.stats().coherence == "messages"
 
@@ -289,6 +289,26 @@ async def test_a_message_does_not_grow_without_bound(fleet: Fleet, until: Until,
     assert [(event.key, event.tag) for event in recorder.of(InvalidationReceived)[20:]] == [("", "")]
     async with aioredis.Redis.from_url(fleet._admin_url) as raw:
         await raw.delete(*[fleet.wire(key) for key in (*few, *many)])
+
+
+async def test_a_burst_of_changes_is_no_burst_of_messages(fleet: Fleet, until: Until):
+    """What changes while a message is on its way leaves together in the next one; nobody is flooded."""
+    reader, other = fleet.cache(), fleet.cache()
+    await reader.set("k0", "old")
+    await other.get("open the channel")
+    async with aioredis.Redis.from_url(fleet._admin_url) as raw, raw.pubsub() as listener:
+        await until_subscribed(listener, fleet.topic)
+        await asyncio.gather(*[other.set(f"k{number % 100}", number) for number in range(5000)])
+        await raw.publish(fleet.topic, "the end")
+        sent = 0
+        while await next_message(listener) != b"the end":
+            sent += 1
+        assert 0 < sent < 500
+        await raw.delete(*[fleet.wire(f"k{number}") for number in range(100)])
+    await until(lambda: reader.peek("k0", MISS) == MISS)
+    await fleet.told(reader, other)
+    assert reader.stats().channel_losses == other.stats().channel_losses == 0
+    assert other.peek("k0", MISS) in (MISS, 4900)
 
 
 async def test_a_replayed_change_is_told_when_it_has_arrived(fleet: Fleet, until: Until):
@@ -417,10 +437,11 @@ async def test_a_value_that_was_read_while_it_changed_is_not_kept(
     await reader.get("open the channel")
     held: Any = reader._shared.backend
     held.reached, held.gate = asyncio.Event(), asyncio.Event()
+    heard = reader.stats().invalidations_received  # in a cluster, one from before the subscription may have come
     task = asyncio.ensure_future(read(reader))
     await held.reached.wait()
     await other.set("k", "new")
-    await until(lambda: reader.stats().invalidations_received)
+    await until(lambda: reader.stats().invalidations_received > heard)
     held.gate.set()
     assert await task == "old"
     assert reader.peek("k", MISS) == MISS
@@ -644,9 +665,9 @@ async def test_messages_that_fail_do_not_open_the_breaker(fleet: Fleet):
         await cache.incr("n")
     assert await cache.get_many([f"k{number}" for number in range(50)]) == {f"k{n}": n for n in range(50)}
     assert recorder.of(BreakerChanged) == []
-    assert len(recorder.of(BackendFailed)) == 100
+    assert len(recorder.of(BackendFailed)) > 50
     assert {event.operation for event in recorder.of(BackendFailed)} == {"publish"}
-    assert stuck.tries < 60  # it is left alone after a while
+    assert stuck.tries < 10  # it is left alone after a while
     assert cache.stats().coherence == "messages"  # its own ears hear
 
 
@@ -669,6 +690,30 @@ async def test_when_tracking_is_allowed_again_it_takes_over(fleet: Fleet, until:
         assert await next_message(listener) == b"the end"
     assert [event.coherence for event in recorder.of(ChannelChanged)] == ["messages", "tracking"]
     assert [task for task in asyncio.all_tasks() if task.get_name() == "acache messages"] == []
+
+
+async def test_when_tracking_is_refused_after_a_loss_messages_take_over(redis_url: str, until: Until):
+    """What was near when the connection broke may have changed with nobody to tell; what comes then, is told."""
+    fleet = Fleet(redis_url)
+    await fleet.allow("~*", "&*", "+@all")
+    reader, other = fleet.cache(), fleet.cache()
+    await other.set("k", "old")
+    await fleet.near(reader, "k", "old")
+    assert reader.stats().coherence == "tracking"
+    await fleet.allow(*UNTRACKED)
+    await fleet.ask("CLIENT", "KILL", "USER", fleet.user)
+
+    def armed() -> bool:
+        fleet.clock.advance(0.1)  # for the next attempt
+        return reader.stats().coherence == other.stats().coherence == "messages"
+
+    await until(armed)
+    assert reader.peek("k", MISS) == MISS
+    await fleet.near(reader, "k", "old")
+    await other.set("k", "new")
+    await until(lambda: reader.peek("k", MISS) == MISS)
+    assert await reader.get("k") == "new"
+    await fleet.aclose()
 
 
 async def until_subscribed(listener: Any, topic: str) -> None:
