@@ -9,8 +9,10 @@ import asyncio
 import itertools
 import logging
 import random
+import re
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -545,6 +547,38 @@ async def test_a_lost_subscription_empties_the_near_tier_and_comes_back(
     await fleet.aclose()
 
 
+async def test_a_failover_by_sentinel(
+    private_redis: Callable[..., Any], private_sentinel: Callable[..., Any], until: Until
+):
+    """The near tier is emptied with the master that died, and told by way of the one that took over."""
+    primary = private_redis()
+    replica = private_redis("--replicaof", f"127.0.0.1 {primary.port}")
+    sentinel = private_sentinel(primary.port)
+    for server in (primary, replica):
+        async with aioredis.Redis.from_url(server.url) as raw:
+            await raw.execute_command("ACL", "SETUSER", "fleet", "on", ">pass", *UNTRACKED)
+    async with aioredis.Redis.from_url(f"redis://127.0.0.1:{sentinel.port}") as raw, asyncio.timeout(30):
+        while (await raw.info("sentinel"))["master0"]["slaves"] != 1:
+            await asyncio.sleep(0.02)
+    url = f"redis+sentinel://fleet:pass@127.0.0.1:{sentinel.port}/mymaster"
+    reader, other = (Cache.from_url(url, namespace="n", policy=PATIENT, observers=(Recorder(),)) for _ in range(2))
+    await reader.set("k", "old")
+    await other.set("other", 1)
+    assert reader.peek("k") == "old"
+    primary.kill()
+    await until(lambda: reader.peek("k", MISS) == MISS)
+    await until(lambda: reader.stats().channel_restorations == other.stats().channel_restorations == 1)
+    async with asyncio.timeout(20):
+        while reader.peek("k", MISS) != "new":
+            await other.set("k", "new")
+            await reader.get("k")
+    await other.set("k", "newer")
+    await until(lambda: reader.peek("k", MISS) == MISS)
+    assert await reader.get("k") == "newer"
+    await reader.aclose()
+    await other.aclose()
+
+
 async def test_while_messages_are_lost_time_bounds_near_copies(fleet: Fleet, until: Until):
     """The near tier is used all the same."""
 
@@ -621,6 +655,20 @@ async def test_where_messages_are_refused_too_time_bounds_near_copies(
     await fleet.near(cache, "k", "new")
     await other.set("k", "newer")
     await until(lambda: cache.peek("k", MISS) == MISS)
+
+
+async def test_the_documented_permissions_are_enough(fleet: Fleet, until: Until):
+    """Those of the page on Redis, without the one that lets the server tell."""
+    page = (Path(__file__).parents[2] / "docs/backends/redis.md").read_text(encoding="utf-8")
+    [line] = re.findall(r"^ACL SETUSER \w+ on >password (.*) \+client\|tracking$", page, re.MULTILINE)
+    await fleet.allow("reset", "on", ">pass", *line.replace("<namespace>", fleet.namespace).split())
+    reader, other = fleet.cache(), fleet.cache()
+    await other.set("k", "old")
+    await fleet.near(reader, "k", "old")
+    await other.delete("k")
+    await until(lambda: reader.peek("k", MISS) == MISS)
+    assert reader.stats().coherence == other.stats().coherence == "messages"
+    assert reader.stats().backend_errors == other.stats().backend_errors == 0
 
 
 async def test_a_permission_that_is_taken_away_is_no_failure_of_the_changes(fleet: Fleet, until: Until):
@@ -883,14 +931,18 @@ async def test_a_cache_that_nobody_holds_is_not_kept_alive_by_its_subscription(f
     import gc
     import weakref
 
+    gc.collect()  # what others left must not raise in here, and hold these frames
     cache = Cache(fleet.backend(), namespace=fleet.namespace, clock=fleet.clock)
     await cache.set("k", 1)
     assert cache.stats().coherence == "messages"
     backend, channel = cache._shared.backend, weakref.ref(cache._shared.channel)
     del cache
-    await asyncio.sleep(0)
-    gc.collect()
-    assert channel() is None
+
+    def gone() -> bool:
+        gc.collect()
+        return channel() is None
+
+    await until(gone)
     await until(lambda: [task for task in asyncio.all_tasks() if task.get_name() == "acache messages"] == [])
     await backend.aclose()  # type: ignore[union-attr] - there is one
 
