@@ -7,21 +7,22 @@ its own (`acache.staircase`), and so has how values get into and out of the tier
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
-from .backends.base import Backend, Track
+from .backends.base import Backend, Notify, Track
 from .backends.urls import open_backend
 from .calls import Breaker
 from .clock import FOREVER, Clock, Seconds, SystemClock, seconds, ttl_seconds
 from .codecs.base import Codec, encode_under
-from .coherence import EPOCH, Channel, ChannelState
+from .coherence import EPOCH, Channel, ChannelState, Messages
 from .entry import Entry, Envelope
 from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, short
-from .events import BreakerChanged, ChannelChanged, Counters, Observer, Stats, emit, logger
+from .events import BackendFailed, BreakerChanged, ChannelChanged, Counters, Observer, Stats, ToldBy, emit, logger
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded, end_loads
@@ -75,8 +76,9 @@ class Cache:
         codec: how values become bytes for the far tier.
         policy: the rules where a call does not say otherwise.
         coherence: how the near tier comes to know what others change in the far tier.  ``"auto"``: the far tier tells,
-            if it can, and else a near copy is trusted for a few seconds; ``"tracking"``: it tells, or that is an error;
-            ``None``: a few seconds.
+            if it can; where it refuses, caches tell each other by messages; and where nobody tells, a near copy is
+            trusted for a few seconds.  ``"tracking"``: it tells, or that is an error.  ``"messages"``: caches tell each
+            other, without a near tier too.  ``None``: a few seconds.
         clock: for tests.
         observers: get every event.
 
@@ -157,24 +159,36 @@ class Cache:
         if memory is not None and backend is not None and memory.ttl == FOREVER:
             shared.near_ttl = NEAR_TTL
         check_coherence(coherence, backend, memory)
+        by_messages = coherence == "messages"
         if memory is not None:
             # Nothing of the near tier is touched before everything else is known to be right.
             check_namespace(namespace)
             check_lease(policy, backend)
             memory.claim(clock.monotonic)
-            if coherence is not None and isinstance(backend, Track):
+            track = backend if coherence in ("auto", "tracking") and isinstance(backend, Track) else None
+            if track is not None or by_messages:
                 shared.channel = Channel(
-                    backend,
+                    track,
                     clock,
                     unbounded=memory.ttl,
                     bounded=shared.near_ttl,
                     insist=coherence == "tracking",
                     tell=self._channel_changed,
                 )
-                shared.backend = shared.channel.backend
+                shared.backend = shared.channel.backend or backend
+        if by_messages or (coherence == "auto" and shared.channel is not None):
+            self._set_up_messages(shared)
         self._set_up(shared, check_namespace(namespace), codec, policy)
         if memory is not None and observers:
             memory.on_removed = self._notes.removed
+
+    def _set_up_messages(self, shared: Shared) -> None:
+        if isinstance(shared.backend, Notify):
+            # A breaker of its own: that messages do not leave is no reason to leave the entries alone.
+            door = Breaker(shared.clock, _nothing)
+            shared.messages = Messages(shared.backend, shared.clock, door, self._message_failed)
+            if shared.channel is not None:
+                shared.channel.messages = shared.messages
 
     def _set_up(self, shared: Shared, namespace: str, codec: Codec | None, policy: Policy) -> None:
         check_lease(policy, shared.backend)
@@ -258,6 +272,8 @@ class Cache:
         """
         self._shared.closed = self._shared.released = self._shared.breaker.closed = False
         self._shared.replay.reopen()
+        if self._shared.messages is not None:
+            self._shared.messages.closed = False
         return self
 
     async def __aexit__(
@@ -289,6 +305,8 @@ class Cache:
                 await shared.replay.aclose(_GRACE)
                 # What is under way may be making a connection, which could not be closed yet.
                 await shared.breaker.drain(_GRACE)
+            if shared.messages is not None:
+                await shared.messages.aclose(_GRACE)
         finally:
             # A cancellation takes the time for all that away, and leaves no connection open; of a second one the rest
             # is left to another call.
@@ -1235,18 +1253,34 @@ class Cache:
         if state == "closed":
             self._shared.replay.recovered()
 
-    def _channel_changed(self, state: ChannelState, reason: Exception | None) -> None:
-        shared, counters = self._shared, self._shared.counters
+    def _channel_changed(self, state: ChannelState, by: ToldBy | None, reason: Exception | None) -> None:
+        shared, counters, backend = self._shared, self._shared.counters, self._shared.backend
         if state == "armed":
             counters.channel_restorations += counters.channel_losses > counters.channel_restorations
-            logger.info("%r tells of changes: near copies are kept until they end or change", shared.backend)
         elif state == "lost":
             counters.channel_losses += 1
-            logger.warning("%r may not tell of changes: its near tier is bypassed until it does", shared.backend)
-        elif state == "refused":
-            logger.warning("%r does not tell of changes: %s", shared.backend, reason)
+        match state, by:
+            case "armed", "messages":
+                why, level = ("", logging.INFO) if reason is None else (f" ({reason})", logging.WARNING)
+                told = "%r does not tell of changes%s: caches tell each other, and near copies are kept for %s s"
+                logger.log(level, told, backend, why, shared.near_ttl)
+            case "armed", _:
+                logger.info("%r tells of changes: near copies are kept until they end or change", backend)
+            case "lost", "messages":
+                logger.warning("messages over %r may be missed: its near tier was emptied (%s)", backend, reason)
+            case "lost", _:
+                logger.warning("%r may not tell of changes: its near tier is bypassed until it does", backend)
+            case "refused", _:
+                logger.warning("%r does not tell of changes: %s", backend, reason)
         if shared.observers and state in ("armed", "lost", "refused"):
-            emit(shared.observers, ChannelChanged(namespace="", key="", state=state, reason=reason))
+            changed = ChannelChanged(namespace="", key="", state=state, reason=reason, coherence=by)
+            emit(shared.observers, changed)
+
+    def _message_failed(self, namespace: str, error: BackendError) -> None:
+        self._counters.backend_errors += 1
+        if self._shared.observers:
+            failed = BackendFailed(namespace=namespace, key="", operation="publish", error=error, raised=False)
+            emit(self._shared.observers, failed)
 
     def stats(self) -> Stats:
         """Return the counters of this cache and all its views and functions, and the size of the near tier."""
@@ -1255,7 +1289,7 @@ class Cache:
         if memory is None:
             return stats
         if channel is not None and channel.state in ("armed", "lost"):
-            stats = replace(stats, coherence="tracking")
+            stats = replace(stats, coherence=channel.by)
         return replace(stats, evictions=memory.evictions, near_entries=memory.entries, near_bytes=memory.bytes)
 
 

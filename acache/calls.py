@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import suppress
-from typing import Any, Final, Literal, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final, Literal, TypeAlias, TypeVar
 
 from .backends.base import Backend, Batch, batch_error
 from .clock import Clock
@@ -25,7 +25,7 @@ from .errors import (
     ValueTooLarge,
 )
 
-__all__ = ["Breaker", "Calls", "by_key"]
+__all__ = ["Breaker", "Calls", "Tell", "by_key"]
 
 T = TypeVar("T")
 
@@ -35,6 +35,8 @@ _LONGEST_BACKOFF: Final = 30.0
 _LONGEST_PROBE: Final = 5.0
 
 State = Literal["closed", "open", "half-open"]
+Tell: TypeAlias = Callable[[str, Collection[str] | None, float], Awaitable[None]]
+"""Gets the prefix of a namespace, the wire keys that were changed there (``None``: all), and the seconds it has."""
 
 
 class Breaker:
@@ -139,12 +141,24 @@ class Breaker:
 
 
 class Calls:
-    """The calls of one backend that have the same deadline."""
+    """The calls of one backend that have the same deadline.
 
-    __slots__ = ("_batch", "_breaker", "_deadline", "_deadlines", "backend")
+    Args:
+        backend: the engine.
+        deadline: seconds.
+        breaker: of this engine.
+        prefix: what the keys of the namespace begin with, for ``tell``.
+        tell: called with each change that the engine has confirmed.
+    """
 
-    def __init__(self, backend: Backend, deadline: float, breaker: Breaker) -> None:
+    __slots__ = ("_batch", "_breaker", "_deadline", "_deadlines", "_prefix", "_tell", "backend")
+
+    def __init__(
+        self, backend: Backend, deadline: float, breaker: Breaker, *, prefix: str = "", tell: Tell | None = None
+    ) -> None:
         self.backend: Final = backend
+        self._prefix: Final = prefix
+        self._tell: Final = tell
         self._batch: Final = backend if isinstance(backend, Batch) else None
         self._breaker: Final = breaker
         self._deadline: Final = deadline
@@ -168,6 +182,35 @@ class Calls:
         """Make one call without the deadline: of bounded steps, but as many as there are keys."""
         self._breaker.check()
         return await self._guard(operate(*args), Deadlines(None))
+
+    async def change(self, operate: Callable[..., Awaitable[T]], wire: str, *args: Any, **options: Any) -> T:
+        """Make a call that changes a key, and tell that it did; ``False`` says that it did not.
+
+        Raises:
+            BackendError: as for `one`.
+        """
+        result = await self.one(operate, wire, *args, **options)
+        changed: object = result
+        if self._tell is not None and changed is not False:
+            await self._tell(self._prefix, (wire,), self._deadline)
+        return result
+
+    @asynccontextmanager
+    async def changing(self, wires: Collection[str] | None) -> AsyncIterator[None]:
+        """Tell of the keys that were changed inside: of all, or of those without an error of their own.
+
+        ``None``: any key of the namespace may have been.
+        """
+        try:
+            yield
+        except BackendError as error:
+            if self._tell is not None and error.failed and wires is not None:
+                changed = [wire for wire in wires if wire not in error.failed]
+                if changed:
+                    await self._tell(self._prefix, changed, self._deadline)
+            raise
+        if self._tell is not None:
+            await self._tell(self._prefix, wires, self._deadline)
 
     async def get_many(self, wires: Sequence[str]) -> dict[str, bytes]:
         """Return what is there; keys without an entry are left out."""

@@ -36,11 +36,14 @@ __all__ = [
     "Stats",
     "Stored",
     "Tier",
+    "ToldBy",
 ]
 
 logger: Final = logging.getLogger("acache")
 
 Tier: TypeAlias = Literal["near", "far"]
+ToldBy: TypeAlias = Literal["tracking", "messages"]
+"""By whom changes of others are told: by the far tier, or by those who make them."""
 Operation: TypeAlias = Literal["set", "delete", "invalidate_tags", "clear"]
 """A change that is kept for a far tier that did not confirm it."""
 
@@ -146,20 +149,23 @@ class BreakerChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InvalidationReceived(Event):
-    """The far tier told of a change: of ``key``, of ``tag``, or, where both are empty, perhaps of everything."""
+    """The far tier, or another cache, told of a change: of ``key``, of ``tag``, or, with both empty, of everything."""
 
     tag: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelChanged(Event):
-    """The near tier is kept coherent from now on (armed), or it was dropped and is bypassed (lost).
+    """The near tier is kept coherent from now on (armed), or changes may go untold (lost).
 
-    Refused: the far tier does not tell of changes, so near copies are bounded by time.
+    Lost: it was emptied; it is bypassed where the far tier tells, and bounded by time where messages do.
+    Refused: nobody tells of changes, so near copies are bounded by time.
     """
 
     state: Literal["armed", "lost", "refused"]
     reason: Exception | None = None
+    coherence: ToldBy | None = None
+    """By whom changes are told, as in `Stats`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,11 +236,12 @@ class Stats:
     replay_waiting: int = 0
     """Those that are kept now."""
     invalidations_received: int = 0
-    """Changes that the far tier told of; scripts of this cache's own among them."""
+    """Changes that the far tier told of, scripts of this cache's own among them; or messages of other caches."""
     channel_losses: int = 0
     channel_restorations: int = 0
-    coherence: Literal["tracking"] | None = None
-    """How the near tier comes to know of others' changes; ``None``: not at all, so time bounds its copies."""
+    coherence: ToldBy | None = None
+    """How the near tier comes to know of others' changes: the far tier tells of all (tracking), or other caches of
+    theirs (messages); ``None``: not at all.  But for tracking, time bounds near copies."""
     near_entries: int = 0
     near_bytes: int = 0
     """Zero unless the near tier is bounded by bytes."""

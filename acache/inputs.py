@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable
 from typing import Any, Final, Literal, TypeAlias
 
-from .backends.base import Backend, Cas, Track
+from .backends.base import Backend, Cas, Notify, Track
 from .clock import Clock
 from .codecs import Codec
 from .errors import ConfigurationError, InvalidKey, short
@@ -24,7 +24,7 @@ __all__ = [
     "tag_names",
 ]
 
-Coherence: TypeAlias = Literal["auto", "tracking"]
+Coherence: TypeAlias = Literal["auto", "tracking", "messages"]
 """How the near tier comes to know what others change."""
 
 _LONGEST_TAG: Final = 1000
@@ -66,14 +66,19 @@ def check_coherence(coherence: Coherence | None, backend: Backend | None, memory
     """Refuse what cannot be had."""
     if coherence in (None, "auto"):
         return
+    whose = "without a backend" if backend is None else f"over a {type(backend).__name__}"
+    if coherence == "messages":
+        if not isinstance(backend, Notify):
+            msg = f'coherence="messages": {whose} no message passes: leave it out, and time bounds near copies'
+            raise ConfigurationError(msg)
+        return
     if coherence != "tracking":
-        msg = f'coherence={coherence!r}: pass "auto", "tracking" or None'
+        msg = f'coherence={coherence!r}: pass "auto", "tracking", "messages" or None'
         raise ConfigurationError(msg)
     if memory is None:
         msg = 'coherence="tracking" without a near tier has nothing to keep coherent: leave it out, or pass memory='
         raise ConfigurationError(msg)
     if not isinstance(backend, Track):
-        whose = "without a backend" if backend is None else f"over a {type(backend).__name__}"
         msg = f'coherence="tracking": {whose} nobody tells of changes: leave it out, and time bounds near copies'
         raise ConfigurationError(msg)
 

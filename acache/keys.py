@@ -3,7 +3,7 @@
 On the wire a key is ``namespace::key``, and without a namespace just ``key``.  A namespace never contains ``::`` and
 never ends in ``:``, so the first ``::`` always ends it.  What begins with ``@`` after it is acache's own: ``@tag:...``,
 ``@invalidated:...`` and ``@lease:...`` records, ``@#...`` digests of keys an engine cannot hold, ``@@...`` for users'
-keys that begin with ``@`` themselves.
+keys that begin with ``@`` themselves; and ``@changes``, which is no key but the topic of messages about them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ __all__ = [
     "check_keys",
     "check_namespace",
     "digest",
+    "topic_of_changes",
 ]
 
 _NAMESPACE: Final = re.compile(r"[A-Za-z0-9_.:/+-]{1,100}")
@@ -96,6 +97,11 @@ def digest(text: str) -> str:
     import hashlib  # noqa: PLC0415 - OpenSSL takes its time, and most programs never have so long a key
 
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def topic_of_changes(prefix: str) -> str:
+    """Return the topic of the messages about what changes under the wire keys that begin with ``prefix``."""
+    return f"{prefix or '::'}@changes"
 
 
 class WireKeys:

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Notify, Touch, Version, batch_error
-from .calls import Breaker, Calls, by_key
+from .calls import Breaker, Calls, Tell, by_key
 from .clock import FOREVER, Clock
 from .coherence import EPOCH, Tags, Trust
 from .entry import NO_EPOCH, Envelope, counter, holds_value, left, new_token, of_another_epoch, pack, tombstone, unpack
@@ -115,11 +115,12 @@ class Remote:
         replay: Replay,
         tags: Tags,
         trust: Trust,
+        tell: Tell | None = None,
     ) -> None:
         limits: KeyLimits = getattr(backend, "key_limits", KeyLimits())
         self._keys: Final = WireKeys(namespace, max_bytes=limits.max_bytes, printable=limits.printable)
         self._backend: Final = backend
-        self._calls: Final = Calls(backend, deadline, breaker)
+        self._calls: Final = Calls(backend, deadline, breaker, prefix=self._keys.prefix, tell=tell)
         self._clock: Final = clock
         self._breaker: Final = breaker
         self._namespace: Final = namespace
@@ -273,10 +274,11 @@ class Remote:
     async def _store(self, wires: Mapping[str, str], envelopes: Mapping[str, Envelope], ttl: float | None) -> None:
         if len(wires) == 1:
             for wire, key in wires.items():
-                await self._calls.one(self._backend.set, wire, pack(envelopes[key]), ttl=ttl)
+                await self._calls.change(self._backend.set, wire, pack(envelopes[key]), ttl=ttl)
             return
         try:
-            await self._calls.set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
+            async with self._calls.changing(wires):
+                await self._calls.set_many({wire: pack(envelopes[key]) for wire, key in wires.items()}, ttl)
         except BackendError as error:
             raise by_key(error, wires)  # noqa: B904 - the same error
 
@@ -290,7 +292,7 @@ class Remote:
             await self.write({key: envelope})
             return True
         wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
-        filling = self._calls.one(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+        filling = self._calls.change(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
         stored, tokens = await self.beside(filling, self.tokens.seal)
         return stored and (not self.tokens.seal or tokens.get(EPOCH) == envelope.epoch)
 
@@ -300,10 +302,10 @@ class Remote:
         if self._cas is None:
             self._check(key)
             if self._add is not None:
-                return await self._calls.one(self._add.add, wire, pack(envelope), ttl=ttl)
+                return await self._calls.change(self._add.add, wire, pack(envelope), ttl=ttl)
             if self._fresh(await self.peek(key)):
                 return False
-            await self._calls.one(self._backend.set, wire, pack(envelope), ttl=ttl)
+            await self._calls.change(self._backend.set, wire, pack(envelope), ttl=ttl)
             return True
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
@@ -312,7 +314,7 @@ class Remote:
                 return False
             if self.tokens.seal:
                 envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal, seen.tokens))[EPOCH])
-            if await self._calls.one(self._cas.set_if, wire, pack(envelope), seen.version, ttl=ttl):
+            if await self._calls.change(self._cas.set_if, wire, pack(envelope), seen.version, ttl=ttl):
                 return True
         raise self._too_busy(key)
 
@@ -320,8 +322,8 @@ class Remote:
         """Remove an entry so that no load which began before can bring it back; tell whether it was there."""
         wire = self._keys.entry(key)
         if self._cas is None:
-            return await self._calls.one(self._backend.delete, wire)
-        swapping = self._calls.one(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
+            return await self._calls.change(self._backend.delete, wire)
+        swapping = self._calls.change(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
         before, tokens = await self.beside(swapping, self.tokens.seal)
         tokens = await self.agreeing(before, tokens)
         return before is not None and holds_value(before, self._clock.wall(), tokens.get(EPOCH))
@@ -346,7 +348,7 @@ class Remote:
             if age <= FILL_WITHIN and envelope.keep_for > age:
                 if self.tokens.seal and envelope.epoch == NO_EPOCH:
                     envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal))[EPOCH])
-                await self._calls.one(
+                await self._calls.change(
                     self._cas.set_if, wire, pack(envelope), version, ttl=_lifetime(envelope.keep_for - age)
                 )
             return
@@ -355,16 +357,17 @@ class Remote:
             if there is None or there.token == envelope.token:
                 return  # it was removed since, or it had arrived and only the confirmation had not
         # Refused where somebody has written since: that is newer than what this was to remove.
-        await self._calls.one(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
+        await self._calls.change(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
 
     async def delete_many(self, keys: Sequence[str]) -> int:
         """Remove many entries; the count is of those that were seen there when it began."""
         wires = self._keys.entries(keys)
         try:
             if self._cas is None:
-                if self._batch is not None:
-                    return await self._calls.many(self._batch.delete_many, list(wires))
-                return sum((await self._calls.each(list(wires), self._backend.delete)).values())
+                async with self._calls.changing(wires):
+                    if self._batch is not None:
+                        return await self._calls.many(self._batch.delete_many, list(wires))
+                    return sum((await self._calls.each(list(wires), self._backend.delete)).values())
             found: Mapping[str, bytes]
             try:
                 counting = self._calls.get_many(list(wires))
@@ -373,7 +376,8 @@ class Remote:
                 if not error.failed:
                     raise
                 found, tokens = error.found, {}  # what cannot be counted can perhaps be removed
-            await self._calls.set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
+            async with self._calls.changing(wires):
+                await self._calls.set_many(dict.fromkeys(wires, self._tombstone()), TOMBSTONE_TTL)
             wall, epoch = self._clock.wall(), tokens.get(EPOCH) if self.tokens.seal else NO_EPOCH
             return sum(holds_value(data, wall, epoch) for data in found.values())
         except BackendError as error:
@@ -387,7 +391,7 @@ class Remote:
             seen = await self.read(key)
             if seen.number is not None:
                 if self._touch is not None:
-                    return await self._calls.one(self._touch.touch, wire, ttl=_lifetime(ttl))
+                    return await self._calls.change(self._touch.touch, wire, ttl=_lifetime(ttl))
                 data, keep = b"%d" % seen.number, ttl
             elif seen.envelope is not None and self._fresh(seen):
                 age = max(0.0, self._clock.wall() - seen.envelope.created_at)
@@ -397,9 +401,9 @@ class Remote:
             else:
                 return False
             if self._cas is None:
-                await self._calls.one(self._backend.set, wire, data, ttl=_lifetime(keep))
+                await self._calls.change(self._backend.set, wire, data, ttl=_lifetime(keep))
                 return True
-            if await self._calls.one(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
+            if await self._calls.change(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(keep)):
                 return True
         raise self._too_busy(key)
 
@@ -414,7 +418,7 @@ class Remote:
         """Add to a counter.  An int that was stored as a value becomes a counter; anything else is refused."""
         self._check(key)
         if self._counter is not None:
-            counting = self._calls.one(self._counter.incr, self._keys.entry(key), delta, ttl=_lifetime(ttl))
+            counting = self._calls.change(self._counter.incr, self._keys.entry(key), delta, ttl=_lifetime(ttl))
             try:
                 total, _ = await self.beside(counting, self.tokens.seal)
             except DecodeError:
@@ -448,9 +452,9 @@ class Remote:
                 raise DecodeError(msg)
             data = b"%d" % (number + delta)
             if self._cas is None:
-                await self._calls.one(self._backend.set, wire, data, ttl=_lifetime(lifetime))
+                await self._calls.change(self._backend.set, wire, data, ttl=_lifetime(lifetime))
                 return number + delta
-            stored = await self._calls.one(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
+            stored = await self._calls.change(self._cas.set_if, wire, data, seen.version, ttl=_lifetime(lifetime))
             if stored and not await self._cleared(key, seen.epoch):
                 return number + delta
         raise self._too_busy(key)

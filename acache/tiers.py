@@ -17,7 +17,7 @@ from .calls import Breaker
 from .clock import FOREVER, Clock
 from .codecs import Codec, Msgpack
 from .codecs.base import encode_under
-from .coherence import EPOCH, Channel, TagCell, Tags, Trust
+from .coherence import EPOCH, Channel, Messages, TagCell, Tags, Trust
 from .entry import BARELY_FRESH, NO_EPOCH, Envelope, new_token, opener
 from .errors import BackendError, CacheClosed, DecodeError, Unsupported, ValueTooLarge
 from .events import Counters, InvalidationReceived, Observer, Operation, emit
@@ -185,6 +185,8 @@ class Shared:
     near_ttl: float
     """Seconds for which a near copy is kept where nobody tells of changes."""
     channel: Channel | None = None
+    messages: Messages | None = None
+    """By which others are told of changes that the far tier does not tell of."""
     closed: bool = False
     closing: bool = False
     """Whether an ``aclose`` is under way."""
@@ -199,6 +201,14 @@ class Shared:
             if self.channel is not None:
                 self.channel.add(f"{namespace}::" if namespace else "", scope)
         return scope
+
+    async def tell(self, prefix: str, wires: Collection[str] | None, patience: float) -> None:
+        """Tell others of a change that the far tier has confirmed, unless it tells them itself."""
+        channel = self.channel
+        if channel is not None and not channel.tracks and not self.closed:
+            await channel.wake(patience)  # a process that only removes has not asked yet
+        if self.messages is not None and (channel is None or not channel.tracks):
+            await self.messages.tell(prefix, wires, patience)
 
 
 class Tiers:
@@ -380,6 +390,7 @@ class Tiers:
                 replay=shared.replay,
                 tags=self.scope.tags,
                 trust=self.trust,
+                tell=None if shared.messages is None else shared.tell,
             )
         return remote
 

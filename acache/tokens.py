@@ -200,8 +200,8 @@ class Tokens:
         (wire,), ttl = taking.wires, None if name == EPOCH else TAG_TTL
         if self._add is None:
             # Two makers at once: the first one's entries carry a token that is gone, and are invalid: the safe side.
-            await self._calls.one(self._calls.backend.set, wire, token, ttl=ttl)
-        elif not await self._calls.one(self._add.add, wire, token, ttl=ttl):
+            await self._calls.change(self._calls.backend.set, wire, token, ttl=ttl)
+        elif not await self._calls.change(self._add.add, wire, token, ttl=ttl):
             return (await self._fetch((name,))).get(name) or token  # lost again: a token nobody has, invalid
         taking.end({name: token})
         return token
@@ -236,7 +236,9 @@ class Tokens:
         """Give tags new tokens: what carries the old ones is invalid from now on."""
         names = tuple(names)
         await self._calls.set_many({self._keys.invalidated(name): new_token() for name in names}, TOMBSTONE_TTL)
-        await self._calls.set_many({self._keys.tag(name): new_token() for name in names}, TAG_TTL)
+        tokens = {self._keys.tag(name): new_token() for name in names}
+        async with self._calls.changing(tokens):
+            await self._calls.set_many(tokens, TAG_TTL)
 
     # The epoch ------------------------------------------------------------------------------------------------------
 
@@ -286,13 +288,13 @@ class Tokens:
 
     async def renew_counted_epoch(self) -> None:
         """Give the namespace another epoch, whatever there is, and leave it noted that there may be counters."""
-        await self._calls.one(self._calls.backend.set, self._keys.tag(EPOCH), new_token() + _COUNTED, ttl=None)
+        await self._calls.change(self._calls.backend.set, self._keys.tag(EPOCH), new_token() + _COUNTED, ttl=None)
 
     async def _replace_epoch(self, version: object, *, counted: bool, token: bytes | None = None) -> bool:
         assert self._cas is not None  # noqa: S101 - what sealed says
         record = (_token(token) if token else new_token()) + (_COUNTED if counted else b"")
         taking = _Taking(self, self.seal)
-        if not await self._calls.one(self._cas.set_if, self._keys.tag(EPOCH), record, version, ttl=None):
+        if not await self._calls.change(self._cas.set_if, self._keys.tag(EPOCH), record, version, ttl=None):
             return False
         taking.end({EPOCH: record})
         return True

@@ -5,6 +5,8 @@
         |  lost: what is near answers no more, at once                           |            |  each second a check
         +------------------------------------------------------------------------+------------+
 
+    untrusted -- a check is refused: what is near is dropped ---> trusted by time; told by messages, where they pass
+
 Untrusted, the near tier answers nothing and takes nothing in; what it held before is left to those who take a stale
 value rather than an error.  The bound is looked at on every hit, so it holds also for a process that was stopped, and
 for a loop that was blocked and has not yet run the heartbeat that is due.  Trust that ran out while nothing was lost
@@ -22,6 +24,8 @@ from ..backends.base import Backend, Track
 from ..backends.gate import Gate
 from ..clock import FOREVER, Clock, Timer
 from ..errors import BackendError, BackendRefused, BackendTimeout
+from ..events import ToldBy
+from .messages import Hearer, Messages, cancel
 
 __all__ = ["HEARTBEAT", "TRUST", "Channel", "ChannelState", "Member", "Trust"]
 
@@ -54,7 +58,7 @@ class Trust:
         self.longest = longest
 
 
-class Member(Protocol):
+class Member(Hearer, Protocol):
     """One namespace's part of what is kept here."""
 
     @property
@@ -62,16 +66,8 @@ class Member(Protocol):
         """Set by the channel."""
         ...
 
-    def changed(self, wires: Sequence[str] | None) -> object:
-        """Forget what these keys stand for; ``None``: everything."""
-        ...
-
     def distrust(self) -> object:
         """Keep what is being read out of the near tier, which answers no more from now on."""
-        ...
-
-    def drop(self) -> object:
-        """Do the same, and empty the near tier."""
         ...
 
 
@@ -79,25 +75,25 @@ class Channel:
     """What one cache hears of others' changes.
 
     Args:
-        track: the far tier.
+        track: the far tier; ``None``: it is not asked to tell.
         clock: for the heartbeat and the bound.
         unbounded: seconds for which a near copy may live while changes are told.
         bounded: seconds for which a near copy may live where the far tier refuses to tell.
         insist: such a refusal is an error, for everybody who needs the far tier.
-        tell: called with each new state and its reason.
+        tell: called with each new state, by whom changes are told in it, and its reason.
     """
 
     def __init__(
         self,
-        track: Track,
+        track: Track | None,
         clock: Clock,
         *,
         unbounded: float,
         bounded: float,
         insist: bool,
-        tell: Callable[[ChannelState, Exception | None], object],
+        tell: Callable[[ChannelState, ToldBy | None, Exception | None], object],
     ) -> None:
-        self._tracking: Final = track.track(self)
+        self._tracking: Final = None if track is None else track.track(self)
         self._clock: Final = clock
         self._unbounded: Final = unbounded
         self._bounded: Final = bounded
@@ -115,17 +111,26 @@ class Channel:
         self._failures = 0
         self._refusal: BackendRefused | None = None
         self.state: ChannelState = "closed"
+        self.by: ToldBy | None = None
+        """By whom changes are told, when it is armed or lost; after its end, by whom they were."""
+        self.messages: Messages | None = None
+        """What is left where the far tier refuses to tell."""
 
     @property
-    def backend(self) -> Backend:
-        """The far tier, for those whose writes this channel need not hear of."""
-        return self._tracking.backend
+    def backend(self) -> Backend | None:
+        """The far tier, for those whose writes this channel need not hear of; ``None``: it hears of none of theirs."""
+        return None if self._tracking is None else self._tracking.backend
+
+    @property
+    def tracks(self) -> bool:
+        """Whether the far tier tells of changes."""
+        return self.by == "tracking"
 
     def add(self, prefix: str, member: Member) -> None:
         """Let a namespace take part: the keys that begin with ``prefix``, and no key of another member does."""
         self._members[prefix] = member
         self._awaited = True
-        if self.state == "refused" and not self._insist:
+        if self.state == "refused" and not self._insist and self.messages is None:
             self._trust_by_time(member)
         else:
             self._distrust(member)
@@ -142,7 +147,7 @@ class Channel:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             self._open(loop)
-        elif self._awaited and self.state != "refused":
+        elif self._awaited and (self.state != "refused" or self.messages is not None):
             self._first = Gate()
             if self._checking is None:  # otherwise it notices
                 self._check_now()
@@ -176,32 +181,31 @@ class Channel:
         for member in self._members.values():
             self._distrust(member)
         if self.state == "armed":
-            self._become("lost")
+            self._become("lost", "tracking")
             if self._checking is None and self._loop is not None:
                 self._check_now()
 
     async def aclose(self) -> None:
         """End the heartbeat, and trust nothing any more; `wake` opens it again."""
-        task = self._stop()
-        if task is not None and task.get_loop() is asyncio.get_running_loop():
-            await asyncio.wait([task])
+        here = asyncio.get_running_loop()
+        tasks = [task for task in self._stop() if task.get_loop() is here]
+        if tasks:
+            await asyncio.wait(tasks)
 
     # The heartbeat --------------------------------------------------------------------------------------------------
 
     def _open(self, loop: asyncio.AbstractEventLoop) -> None:
         self._stop()
         self._loop, self._first = loop, Gate()
-        self.state = "opening"
+        self.state, self.by = "opening", None
         self._check_now()
 
-    def _stop(self) -> asyncio.Task[None] | None:
-        """End everything that is under way; return the task that may have to be waited for."""
-        task = self._checking
-        if task is not None and not task.get_loop().is_closed():
-            if task.get_loop() is asyncio.get_running_loop():
-                task.cancel()
-            else:
-                task.get_loop().call_soon_threadsafe(task.cancel)
+    def _stop(self) -> list[asyncio.Task[None]]:
+        """End everything that is under way; return the tasks that may have to be waited for."""
+        tasks = [] if self.messages is None else self.messages.stop_listening()
+        if self._checking is not None:
+            cancel(self._checking)
+            tasks.append(self._checking)
         if self._timer is not None:
             self._timer.cancel()
         self._loop = self._timer = self._checking = self._first = self._refusal = None
@@ -210,7 +214,7 @@ class Channel:
         self.state = "closed"
         for member in self._members.values():
             self._distrust(member)
-        return task
+        return tasks
 
     def _check_now(self) -> None:
         if self._timer is not None:
@@ -247,6 +251,8 @@ class Channel:
 
     async def _attempt(self) -> float:
         """Ask whether everything is told; return the seconds until that should be asked again."""
+        if self._tracking is None:
+            return await self._untold(None)
         error: BackendError
         try:
             async with asyncio.timeout(TRUST):
@@ -259,7 +265,7 @@ class Channel:
                         self._armed(began)
                         return HEARTBEAT
         except BackendRefused as refusal:
-            return self._refused(refusal)
+            return await self._untold(refusal)
         except TimeoutError as late:
             error = late if isinstance(late, BackendTimeout) else BackendTimeout(f"no answer within {TRUST} s")
         except BackendError as failure:
@@ -268,7 +274,7 @@ class Channel:
             return HEARTBEAT
         self._failures += 1
         if self.state == "armed" and self._clock.monotonic() >= self._until():
-            self._become("lost", error)
+            self._become("lost", "tracking", error)
         return min(HEARTBEAT, _SOON * 2.0 ** min(self._failures, 10))
 
     def _until(self) -> float:
@@ -283,22 +289,55 @@ class Channel:
                 trust.longest = self._unbounded
             trust.until = began + TRUST
         self._failures, self._refusal = 0, None
-        self._become("armed")
+        if self.messages is not None:
+            self.messages.stop_listening()
+        self._become("armed", "tracking")
 
-    def _refused(self, refusal: BackendRefused) -> float:
+    async def _untold(self, refusal: BackendRefused | None) -> float:
+        """Go on without the far tier's word: by messages, where they pass, and bounded by time in any case."""
         self._refusal = refusal
-        self.lost()
-        self._become("refused", refusal)
         if self._insist:
+            self.lost()
+            self._become("refused", None, refusal)
             return HEARTBEAT
-        for member in self._members.values():
-            self._trust_by_time(member)
-        return _REFUSED_FOR
+        if self.tracks:
+            self.lost()
+            self.by = None
+        while True:
+            members = dict(self._members)
+            for member in members.values():
+                if member.trust.until != FOREVER:
+                    self._trust_by_time(member)
+            if self.messages is None:
+                self._become("refused", None, refusal)
+                return _REFUSED_FOR
+            await self.messages.listen(members, self._look)
+            if self._checking is not asyncio.current_task():
+                return FOREVER  # closed meanwhile, and the cancellation was swallowed on its way
+            if members.keys() == self._members.keys():
+                self._look()
+                return _REFUSED_FOR
 
-    def _become(self, state: ChannelState, reason: Exception | None = None) -> None:
-        if state != self.state:
-            self.state = state
-            self._tell(state, reason)
+    def _look(self) -> None:
+        """Take note of how it is with the messages of all namespaces together."""
+        assert self.messages is not None  # noqa: S101 - it calls
+        ears = self.messages.ears.values()
+        states, why = {ear.state for ear in ears}, next((ear.why for ear in ears if ear.why is not None), None)
+        if "ended" in states:
+            self._stop()  # distrusted, the near tier has its next user open the channel, in whichever loop
+        elif "refused" in states:
+            if self._refusal is not None:
+                why = BackendRefused(f"{self._refusal}; and of messages: {why}")
+            self._become("refused", None, why)
+        elif states == {"armed"}:
+            self._become("armed", "messages", None if self.state == "lost" else self._refusal)
+        elif self.state == "armed":
+            self._become("lost", "messages", why)
+
+    def _become(self, state: ChannelState, by: ToldBy | None, reason: Exception | None = None) -> None:
+        if (state, by) != (self.state, self.by):
+            self.state, self.by = state, by
+            self._tell(state, by, reason)
 
     def _distrust(self, member: Member) -> None:
         member.trust.until = 0.0

@@ -33,7 +33,7 @@ class Terms(NamedTuple):
     span: float
     """The ttl; where there is none, the instant the value was stored."""
     extra: Any
-    """``None`` for an entry that is valid by its date alone; otherwise what else the facade knows, with ``cells`` that must hold."""
+    """``None`` for an entry that is valid by its date alone; otherwise the facade's, with the ``cells`` to look at."""
 
 
 Record: TypeAlias = tuple[Any, float, Any]

@@ -562,7 +562,7 @@ async def test_a_server_that_refuses_to_tell_after_a_loss_finds_the_near_tier_em
     await cache.set("k", "old")
     assert cache.peek("k") == "old"
     async with Redis.from_url(told.server.url) as raw:
-        await raw.execute_command("ACL", "SETUSER", "default", "-client|tracking")
+        await raw.execute_command("ACL", "SETUSER", "default", "-client|tracking", "-subscribe")
         await raw.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
     await eventually(lambda: stored(other, "k", "new"))
 
