@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from .backends.base import Add, Backend, Batch, Cas, Clear, Counter, KeyLimits, Notify, Touch, Version, batch_error
 from .calls import Breaker, Calls, Tell, by_key
 from .clock import FOREVER, Clock
-from .coherence import EPOCH, Tags, Trust
+from .coherence import EPOCH, TagCell, Tags, Trust
 from .entry import NO_EPOCH, Envelope, counter, holds_value, left, new_token, of_another_epoch, pack, tombstone, unpack
 from .errors import BackendError, BackendUnavailable, ConfigurationError, DecodeError, Unsupported
 from .keys import WireKeys
@@ -40,13 +40,14 @@ class Seen:
     A value of another epoch than ``tokens`` say is nothing.
     """
 
-    __slots__ = ("_opened", "data", "tokens", "version")
+    __slots__ = ("_opened", "cells", "data", "tokens", "version")
 
     def __init__(
         self,
         data: bytes | None,
         version: Version = None,
         tokens: Mapping[str, bytes] = _NO_TOKENS,
+        cells: tuple[TagCell, ...] = (),
         garbage: DecodeError | None = None,
     ) -> None:
         self.data: Final = data
@@ -54,6 +55,8 @@ class Seen:
         self.version: Final = version
         self.tokens: Final = tokens
         """Those of the namespace and of some tags, from before or beside the read."""
+        self.cells: Final = cells
+        """Of these tags, from before their tokens were asked for."""
         self._opened: tuple[Envelope | None, int | None, DecodeError | None] | None = None
         if garbage is not None:
             self._opened = (None, None, garbage)
@@ -125,6 +128,7 @@ class Remote:
         self._breaker: Final = breaker
         self._namespace: Final = namespace
         self._replay: Final = replay
+        self._tags: Final = tags
         self._cas: Final = backend if isinstance(backend, Cas) else None
         self._batch: Final = backend if isinstance(backend, Batch) else None
         self._add: Final = backend if isinstance(backend, Add) else None
@@ -176,11 +180,12 @@ class Remote:
         tags: Sequence[str] = (),
         strictly: bool = False,  # noqa: FBT001, FBT002 - positional, as all here
     ) -> Seen:
+        cells = self._tags.cells(tags)
         try:
             (data, version), tokens = await self.beside(reading, (*self.tokens.seal, *tags), strictly=strictly)
         except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
             return Seen(None, garbage=error)
-        return Seen(data, version, await self.agreeing(data, tokens))
+        return Seen(data, version, await self.agreeing(data, tokens), cells)
 
     async def agreeing(self, data: bytes | None, tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """Return the tokens to judge a record by: asked for again, if it was stored under another epoch.

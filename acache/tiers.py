@@ -508,6 +508,10 @@ class Tiers:
         """Return the cells and the tokens of the tags that were found.
 
         Those that seem to be replaced are asked for again: what was found may be newer than what is known of them.
+        A token goes with the cell from before it was asked for::
+
+            P: asks for an entry and its tags ....... both answers, of before ....... takes the cell that is there now?
+            P:                       invalidates the tag, and spoils its cell
         """
         found = [pair for seen in reads if seen.envelope is not None for pair in seen.envelope.tags]
         if not found:
@@ -517,7 +521,8 @@ class Tiers:
         cells = dict(zip(names, self.scope.tags.cells(names), strict=True))
         tokens = self.remote.tokens.known(names)
         for seen in reads:
-            tokens |= seen.tokens
+            asked = [cell.tag for cell in seen.cells if cells.get(cell.tag) is cell]
+            tokens |= {tag: seen.tokens[tag] for tag in asked if tag in seen.tokens}
         replaced = list(dict.fromkeys([tag for tag, token in found if tokens.get(tag) != token]))
         return cells, tokens | await self.remote.tokens.read(replaced)
 

@@ -154,6 +154,31 @@ async def test_what_another_process_invalidates_is_mirrored_no_more(told: Topolo
     assert await p.get("k") == "new"
 
 
+@pytest.mark.parametrize("kind", ["near+backend", "near+redis"])
+@pytest.mark.parametrize("invalidate", ["invalidate_tags", "clear"])
+async def test_what_is_read_while_its_tag_is_invalidated_here_is_not_kept(
+    kind: str, invalidate: str, make_topology: Callable[[str], Topology]
+):
+    """1: an entry and its tokens are read.  2: this process invalidates.  3: both answers come in, and agree."""
+    async with make_topology(kind) as topology:
+        await topology.cache().set("k", "old", tags=["t"])
+        p = topology.cache()
+        await p.get("something else")
+        p._scope.tags.spoil_all()  # so that it asks
+        topology.tracer.restart()
+        stops = [topology.tracer.stop(call, "after") for call in range(2)]
+        reading = asyncio.create_task(p.get_or_load("k", loads("new"), tags=["t"]))
+        for stop in stops:
+            await stop.reached.wait()
+        await (p.invalidate_tags("t") if invalidate == "invalidate_tags" else p.clear())
+        for stop in stops:
+            stop.release()
+        assert await reading in ("old", "new")
+        assert p.peek("k", MISS) != "old"
+        assert await p.get_or_load("k", loads("new"), tags=["t"]) == "new"
+        assert await topology.witness().get("k") == "new"
+
+
 @pytest.mark.parametrize("invalidate", ["invalidate_tags", "clear"])
 async def test_an_answer_that_crosses_its_invalidation_is_not_mirrored(told: Topology, until: Until, invalidate: str):
     """1: p asks for the tokens.  2: q replaces them, and p is told.  3: p's answer, of before, comes in."""
