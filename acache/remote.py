@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -185,16 +185,17 @@ class Remote:
             (data, version), tokens = await self.beside(reading, (*self.tokens.seal, *tags), strictly=strictly)
         except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
             return Seen(None, garbage=error)
-        return Seen(data, version, await self.agreeing(data, tokens), cells)
+        return Seen(data, version, await self.agreeing((data,), tokens), cells)
 
-    async def agreeing(self, data: bytes | None, tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """Return the tokens to judge a record by: asked for again, if it was stored under another epoch.
+    async def agreeing(self, found: Iterable[bytes | None], tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        """Return the tokens to judge records by: asked for again, if one was stored under another epoch.
 
         It may be newer than what was known of the epoch when it was read.
         """
         if not self.tokens.seal:
             return {**tokens, EPOCH: NO_EPOCH} if tokens else _UNSEALED
-        if data is None or not of_another_epoch(data, tokens.get(EPOCH)):
+        epoch = tokens.get(EPOCH)
+        if not any(data is not None and of_another_epoch(data, epoch) for data in found):
             return tokens
         rest = {tag: token for tag, token in tokens.items() if tag != EPOCH}
         return rest | await self.tokens.read(self.tokens.seal)
@@ -204,7 +205,7 @@ class Remote:
         tokens = self.tokens.known(self.tokens.seal)
         if self.tokens.seal and not tokens:
             tokens = await self.tokens.read(self.tokens.seal)
-        return Seen(data, tokens=await self.agreeing(data, tokens))
+        return Seen(data, tokens=await self.agreeing((data,), tokens))
 
     async def beside(
         self, operation: Coroutine[Any, Any, T], names: Sequence[str], *, strictly: bool = False
@@ -330,7 +331,7 @@ class Remote:
             return await self._calls.change(self._backend.delete, wire)
         swapping = self._calls.change(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
         before, tokens = await self.beside(swapping, self.tokens.seal)
-        tokens = await self.agreeing(before, tokens)
+        tokens = await self.agreeing((before,), tokens)
         return before is not None and holds_value(before, self._clock.wall(), tokens.get(EPOCH))
 
     async def settle(self, key: str, envelope: Envelope | None, since: float) -> None:

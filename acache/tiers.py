@@ -487,8 +487,7 @@ class Tiers:
                 received[key] = new(Received, (value, left, 0.0 if left == BARELY_FRESH else ttl, extra))
         if others:
             assert self.remote is not None  # noqa: S101 - it found them
-            for data in others.values():
-                tokens = await self.remote.agreeing(data, tokens)
+            tokens = await self.remote.agreeing(others.values(), tokens)
             rest = {key: Seen(data, tokens=tokens) for key, data in others.items()}
             cells, tokens = await self._tags_of(rest.values())
             for key, seen in rest.items():

@@ -350,6 +350,16 @@ async def test_a_value_from_before_is_seen_as_nothing_by_every_verb(far_topology
     assert await far_topology.witness().get_many(list("abcdefgh")) == {"d": "new", "e": 1, "f": "loaded"}
 
 
+async def test_what_is_left_of_before_costs_a_read_of_many_one_more_look(far_topology: Topology):
+    """Not one for each key."""
+    p = far_topology.cache(near=False)
+    keys = [f"k{number}" for number in range(100)]
+    await p.set_many(dict.fromkeys(keys, 1), tags=["t"])
+    await p.clear()
+    await p.get("something else")
+    assert len(await calls_of(far_topology, p.get_many(keys))) <= 2
+
+
 async def test_namespaces_are_cleared_one_by_one(far_topology: Topology):
     """Views share tiers, not epochs."""
     shop, users = far_topology.cache(namespace="shop"), far_topology.cache(namespace="users")
