@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -153,7 +153,7 @@ class Remote:
 
     # One entry ------------------------------------------------------------------------------------------------------
 
-    async def read(self, key: str, tags: Sequence[str] = (), *, strictly: bool = False) -> Seen:
+    def read(self, key: str, tags: Sequence[str] = (), *, strictly: bool = False) -> Coroutine[Any, Any, Seen]:
         """Read an entry, with the version a later `fill` compares.
 
         Args:
@@ -161,50 +161,58 @@ class Remote:
             tags: whose tokens the caller needs, too: in the same round trip, if they are not known.
             strictly: ask for the tokens, whatever is mirrored.
         """
-        self._check(key)
         if self._cas is None:
-            return await self._look(self._unversioned(key), tags)
-        return await self._look(self._calls.one(self._cas.get_versioned, self._keys.entry(key)), tags, strictly)
+            return self._look(self._backend.get, key, tags)
+        return self._look(self._cas.get_versioned, key, tags, versioned=True, strictly=strictly)
 
-    async def peek(self, key: str) -> Seen:
+    def peek(self, key: str) -> Coroutine[Any, Any, Seen]:
         """Read an entry without its version: cheaper where nothing will be filled."""
-        self._check(key)
-        return await self._look(self._unversioned(key))
-
-    async def _unversioned(self, key: str) -> tuple[bytes | None, Version]:
-        return await self._calls.one(self._backend.get, self._keys.entry(key)), None
+        return self._look(self._backend.get, key)
 
     async def _look(
         self,
-        reading: Coroutine[Any, Any, tuple[bytes | None, Version]],
+        operate: Callable[[str], Awaitable[Any]],
+        key: str,
         tags: Sequence[str] = (),
-        strictly: bool = False,  # noqa: FBT001, FBT002 - positional, as all here
+        *,
+        versioned: bool = False,
+        strictly: bool = False,
     ) -> Seen:
-        cells = self._tags.cells(tags)
+        self._check(key)
+        cells, seal = self._tags.cells(tags) if tags else (), self.tokens.seal
+        names = (*seal, *tags) if tags else seal
+        tokens: Mapping[str, bytes] = _UNSEALED
+        reading = self._calls.one(operate, self._keys.entry(key))
         try:
-            (data, version), tokens = await self.beside(reading, (*self.tokens.seal, *tags), strictly=strictly)
+            if names:
+                found, tokens = await self.beside(reading, names, strictly=strictly)
+            else:
+                found = await reading
         except DecodeError as error:  # something that is no entry of anybody's cache, such as a list
             return Seen(None, garbage=error)
-        return Seen(data, version, await self.agreeing((data,), tokens), cells)
+        data, version = found if versioned else (found, None)
+        if not seal:
+            tokens = {**tokens, EPOCH: NO_EPOCH} if tags else _UNSEALED
+        elif data is not None and of_another_epoch(data, tokens.get(EPOCH)):
+            tokens = await self._asked_again(tokens)
+        return Seen(data, version, tokens, cells)
 
     async def agreeing(self, found: Iterable[bytes | None], tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
-        """Return the tokens to judge records by: asked for again, if one was stored under another epoch.
-
-        It may be newer than what was known of the epoch when it was read.
-        """
-        if not self.tokens.seal:
-            return {**tokens, EPOCH: NO_EPOCH} if tokens else _UNSEALED
+        """Return the tokens to judge records by: asked for again, if one was stored under another epoch."""
         epoch = tokens.get(EPOCH)
-        if not any(data is not None and of_another_epoch(data, epoch) for data in found):
-            return tokens
+        if self.tokens.seal and any(data is not None and of_another_epoch(data, epoch) for data in found):
+            return await self._asked_again(tokens)
+        return tokens
+
+    async def _asked_again(self, tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
+        # A record may be newer than what was known of the epoch when it was read.
         rest = {tag: token for tag, token in tokens.items() if tag != EPOCH}
         return rest | await self.tokens.read(self.tokens.seal)
 
     async def judged(self, data: bytes) -> Seen:
         """Return what somebody else has just stored, with the tokens of this moment to judge it by."""
-        tokens = self.tokens.known(self.tokens.seal)
-        if self.tokens.seal and not tokens:
-            tokens = await self.tokens.read(self.tokens.seal)
+        seal = self.tokens.seal
+        tokens = (self.tokens.known(seal) or await self.tokens.read(seal)) if seal else _UNSEALED
         return Seen(data, tokens=await self.agreeing((data,), tokens))
 
     async def beside(
@@ -218,9 +226,9 @@ class Remote:
             strictly: ask for them, whatever is mirrored.
         """
         known = {} if strictly else self.tokens.known(names)
-        missing = [name for name in names if name not in known] if len(known) < len(names) else ()
-        if not missing:
+        if len(known) == len(names):
             return await operation, known
+        missing = [name for name in names if name not in known]
         if self._breaker.state != "closed":
             # It lets one operation through: the other is for when that has succeeded.
             result = await operation
@@ -331,8 +339,11 @@ class Remote:
             return await self._calls.change(self._backend.delete, wire)
         swapping = self._calls.change(self._cas.swap, wire, self._tombstone(), ttl=TOMBSTONE_TTL)
         before, tokens = await self.beside(swapping, self.tokens.seal)
+        if before is None:
+            return False
         tokens = await self.agreeing((before,), tokens)
-        return before is not None and holds_value(before, self._clock.wall(), tokens.get(EPOCH))
+        epoch = tokens.get(EPOCH) if self.tokens.seal else NO_EPOCH
+        return holds_value(before, self._clock.wall(), epoch)
 
     async def settle(self, key: str, envelope: Envelope | None, since: float) -> None:
         """Send a change again that was not confirmed at ``since`` (monotonic): a write with its value, or a removal.
