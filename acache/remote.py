@@ -197,6 +197,19 @@ class Remote:
             tokens = await self._asked_again(tokens)
         return Seen(data, version, tokens, cells)
 
+    async def _read_valid(self, key: str, *, strictly: bool = False) -> Seen:
+        """Read an entry with its version; one whose tags were invalidated is nothing."""
+        seen = await self.read(key, strictly=strictly)
+        if (envelope := seen.envelope) is None or not envelope.tags:
+            return seen
+        names = [tag for tag, _ in envelope.tags]
+        tokens = {} if strictly else self.tokens.known(names)
+        if any(tokens.get(tag) != token for tag, token in envelope.tags):
+            tokens = await self.tokens.read(names)
+        if all(tokens.get(tag) == token for tag, token in envelope.tags):
+            return seen
+        return Seen(None, seen.version, seen.tokens)
+
     async def agreeing(self, found: Iterable[bytes | None], tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
         """Return the tokens to judge records by: asked for again, if one was stored under another epoch."""
         epoch = tokens.get(EPOCH)
@@ -299,16 +312,20 @@ class Remote:
     async def fill(self, key: str, envelope: Envelope, version: Version) -> bool:
         """Store a loaded entry, unless somebody wrote or deleted the key since ``version`` was seen, or cleared.
 
-        Where nobody tells of a `clear`, the epoch is asked for beside: what was stored under an older one is nothing
-        to whoever reads it, and must not be kept near either.
+        Where nobody tells of invalidations, the tokens are asked for beside: what was stored under older ones is
+        nothing to whoever reads it, and must not be kept near either.
         """
-        if self._cas is None:
-            await self.write({key: envelope})
-            return True
         wire, ttl = self._keys.entry(key), _lifetime(envelope.keep_for)
-        filling = self._calls.change(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
-        stored, tokens = await self.beside(filling, self.tokens.seal)
-        return stored and (not self.tokens.seal or tokens.get(EPOCH) == envelope.epoch)
+        filling: Coroutine[Any, Any, bool | None]
+        if self._cas is None:
+            filling = self._calls.change(self._backend.set, wire, pack(envelope), ttl=ttl)
+        else:
+            filling = self._calls.change(self._cas.set_if, wire, pack(envelope), version, ttl=ttl)
+        under = dict(envelope.tags)
+        if self.tokens.seal:
+            under[EPOCH] = envelope.epoch
+        stored, tokens = await self.beside(filling, tuple(under))
+        return stored is not False and all(tokens.get(name) == token for name, token in under.items())
 
     async def add(self, key: str, envelope: Envelope) -> bool:
         """Store an entry if a reader would see nothing there."""
@@ -317,13 +334,13 @@ class Remote:
             self._check(key)
             if self._add is not None:
                 return await self._calls.change(self._add.add, wire, pack(envelope), ttl=ttl)
-            if self._fresh(await self.peek(key)):
+            if self._fresh(await self._read_valid(key)):
                 return False
             await self._calls.change(self._backend.set, wire, pack(envelope), ttl=ttl)
             return True
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
-            seen = await self.read(key, strictly=True)  # of two that add after a `clear`, one must not know less
+            seen = await self._read_valid(key, strictly=True)  # of two that add after a `clear`, one must not know less
             if self._fresh(seen):
                 return False
             if self.tokens.seal:
@@ -405,7 +422,7 @@ class Remote:
         wire = self._keys.entry(key)
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
-            seen = await self.read(key)
+            seen = await self._read_valid(key)
             if seen.number is not None:
                 if self._touch is not None:
                     return await self._calls.change(self._touch.touch, wire, ttl=_lifetime(ttl))
@@ -453,7 +470,7 @@ class Remote:
         wire = self._keys.entry(key)
         for attempt in range(_ATTEMPTS):
             await _pause(attempt)
-            seen = await self.read(key)
+            seen = await self._read_valid(key)
             if seen.garbage is not None:
                 msg = f"cannot add {delta} to {key!r}: {seen.garbage}"
                 raise DecodeError(msg) from seen.garbage

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Final, cast
 
 from .backends.base import Add, Cas, Touch
@@ -24,7 +25,7 @@ from .calls import Calls, by_key
 from .clock import FOREVER, Clock
 from .coherence import EPOCH, TagCell, Tags, Trust
 from .entry import NO_EPOCH, TOKEN_BYTES, new_token
-from .errors import BackendError, BackendUnavailable, KeyMissing
+from .errors import BackendError, BackendUnavailable, DecodeError, KeyMissing
 from .keys import WireKeys
 from .replay import Replay
 
@@ -151,10 +152,19 @@ class Tokens:
             return {}
         taking = _Taking(self, names)
         try:
-            found = await self._calls.get_many(list(taking.wires))
+            found = await self._records(list(taking.wires))
         except BackendError as error:
             raise by_key(error, taking.wires)  # noqa: B904 - the same error
         return taking.end({taking.wires[wire]: record for wire, record in found.items()})
+
+    async def _records(self, wires: Sequence[str]) -> Mapping[str, bytes]:
+        if len(wires) > 1:
+            return await self._calls.get_many(wires)
+        # As an entry is read: an engine of layers leaves a copy close by, and answers with it when it must.
+        with suppress(DecodeError):  # what stands there is no token of anybody's
+            record = await self._calls.one(self._calls.backend.get, wires[0])
+            return {} if record is None else {wires[0]: record}
+        return {}
 
     async def read_with_epoch(self, wires: Sequence[str]) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Read these keys of the engine and the epoch at once; return what is there, and the epoch.
@@ -198,13 +208,14 @@ class Tokens:
     async def _make(self, name: str) -> bytes:
         token, taking = new_token(), _Taking(self, (name,))
         (wire,), ttl = taking.wires, None if name == EPOCH else TAG_TTL
+        if name == EPOCH and self._tags.ever_counted:
+            token += _COUNTED
         if self._add is None:
             # Two makers at once: the first one's entries carry a token that is gone, and are invalid: the safe side.
             await self._calls.change(self._calls.backend.set, wire, token, ttl=ttl)
         elif not await self._calls.change(self._add.add, wire, token, ttl=ttl):
-            return (await self._fetch((name,))).get(name) or token  # lost again: a token nobody has, invalid
-        taking.end({name: token})
-        return token
+            return (await self._fetch((name,))).get(name) or _token(token)  # lost again: one that nobody has, invalid
+        return taking.end({name: token})[name]
 
     async def make_late(self, names: Sequence[str], *, since: float) -> dict[str, bytes] | None:
         """Do as `make`, for tags that a load learnt of while it ran.
@@ -257,12 +268,13 @@ class Tokens:
         wire = self._keys.tag(EPOCH)
         before, version = await self._calls.one(self._cas.get_versioned, wire)
         for _ in range(_ATTEMPTS):
-            counted = _is_counted(before)
+            # Where it was lost, so was what it said of counters.
+            counted = before is None or _is_counted(before) or self._tags.ever_counted
             if await self._replace_epoch(version, counted=counted):
                 return counted
             record, version = await self._calls.one(self._cas.get_versioned, wire)
             if record is None or before is None or _token(record) != _token(before):
-                return _is_counted(record)
+                return counted or _is_counted(record)
             before = record  # it was noted that there are counters
         raise self._too_busy()
 
@@ -362,6 +374,7 @@ class _Taking:
             token = taken.get(cell.tag)
             if cell.tag == EPOCH:
                 tags.latest_epoch, tags.counted = token, _is_counted(found.get(EPOCH))
+                tags.ever_counted = tags.ever_counted or tags.counted
             if self._era != tags.era or cell.spoilt:
                 continue
             if cell.token is not None and cell.token != token:

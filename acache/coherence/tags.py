@@ -40,7 +40,7 @@ class TagCell:
 class Tags:
     """The cells of one namespace."""
 
-    __slots__ = ("_cells", "_listening", "_of_namespace", "counted", "era", "latest_epoch")
+    __slots__ = ("_cells", "_listening", "_of_namespace", "counted", "era", "ever_counted", "latest_epoch")
 
     def __init__(self) -> None:
         self._cells: Final[WeakValueDictionary[str, TagCell]] = WeakValueDictionary()
@@ -52,6 +52,8 @@ class Tags:
         """What the far tier said last of the namespace's token, however long ago."""
         self.counted = False
         """Whether it said that there may be counters."""
+        self.ever_counted = False
+        """Whether it ever did: where the namespace's token is lost, so is that."""
 
     def cells(self, tags: Iterable[str]) -> tuple[TagCell, ...]:
         """Return the present cells of ``tags``."""

@@ -402,7 +402,7 @@ async def test_the_pause_grows_to_half_a_minute_and_no_further(cache: Cache, bac
     clock.advance(30.001)
     await cache.get("k")
     await cache.get("k")
-    assert backend.calls.count("get") == 22
+    assert len(backend.calls) == 24, "each with a look at the namespace's token"
 
 
 async def test_a_cancelled_probe_is_not_the_end(cache: Cache, backend: FaultyBackend, clock: FakeClock):

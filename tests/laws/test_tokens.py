@@ -118,7 +118,7 @@ async def test_readers_of_one_turn_ask_for_tokens_together(make_topology: Callab
             assert await asyncio.gather(*[cache.get(f"k{number}") for number in range(100)]) == list(range(100))
 
         # 100 entries, the namespace for all of them, and the tag, which is learnt from the entries, for each.
-        assert (await calls_of(topology, all_of_them())).count("get") == 100
+        assert await calls_of(topology, all_of_them()) == ["get"] * (100 + 1 + 100)
         loading = asyncio.gather(*[cache.get_or_load(f"k{number}", loads(), tags=["t"]) for number in range(100)])
         assert (await calls_of(topology, loading)).count("get_many") == 1
 
@@ -235,6 +235,64 @@ async def test_what_was_asked_before_a_loss_is_not_mirrored_after_it(told: Topol
 
 
 # What is lost ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lose", ["invalidate", "lose the token"])
+async def test_what_a_tag_has_invalidated_is_nothing_to_every_verb(far_topology: Topology, lose: str):
+    """A key that reads as missing can be added, and counts from nothing."""
+    p = far_topology.cache()
+    await p.set_many({"added": 5, "counted": 5, "touched": 5, "deleted": 5}, tags=["t"])
+    if lose == "invalidate":
+        await far_topology.cache().invalidate_tags("t")
+    else:
+        await raw(far_topology).delete("@tag:t")
+    for cache in (p, far_topology.cache()) if p._shared.channel is not None else (far_topology.cache(near=False),):
+        async with asyncio.timeout(20):
+            while await cache.get("added", MISS) != MISS:  # until it is told
+                await asyncio.sleep(0)
+        assert not await cache.touch("touched", ttl=None)
+        assert await cache.delete_many(["deleted"]) in (0, 1)
+    assert await p.add("added", "new")
+    assert await p.incr("counted") == 1
+    assert await far_topology.witness().get_many(["added", "counted", "touched", "deleted"]) == {
+        "added": "new",
+        "counted": 1,
+    }
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "set here", "set elsewhere"])
+async def test_counters_are_cleared_although_the_namespace_lost_its_token(far_topology: Topology, meanwhile: str):
+    """With it went the word that there are any: that is not taken for a no."""
+    p, q = far_topology.cache(near=False), far_topology.cache(near=False)
+    assert await p.incr("c", 2) == 2
+    await q.get("c")
+    await raw(far_topology).delete("@tag:")
+    if meanwhile != "nothing":
+        await (p if meanwhile == "set here" else q).set("k", 1)
+    await q.clear()
+    assert await far_topology.witness().get("c", MISS) == MISS
+
+
+async def test_an_invalidation_of_tags_elsewhere_during_a_load_keeps_its_value_from_the_near_tier(
+    untold: Topology,
+):
+    """Where nobody tells, the fill asks."""
+    p, q = untold.cache(), untold.cache()
+    begun, go = asyncio.Event(), asyncio.Event()
+
+    async def load() -> str:
+        begun.set()
+        await go.wait()
+        return "old"
+
+    loading = asyncio.create_task(p.get_or_load("k", load, tags=["t"]))
+    await begun.wait()
+    await q.invalidate_tags("t")
+    go.set()
+    assert await loading == "old"
+    assert p.peek("k", MISS) == MISS
+    assert p.stats().fills_refused == 1
+    assert await p.get_or_load("k", loads("new"), tags=["t"]) == "new"
 
 
 @pytest.mark.parametrize("lost", ["@tag:t", "@tag:"])
@@ -465,7 +523,7 @@ async def test_a_token_that_cannot_be_read_is_a_miss():
     async with Cache(backend, namespace="n", memory=None) as cache:
         await cache.set("k", 1, tags=["t"])
         backend.fail("get_many")
-        assert await cache.get("k", MISS) == MISS
+        assert await cache.get_many(["k"]) == {}
         assert await cache.get_or_load("k", loads(), tags=["t"]) == "loaded"
         assert cache.stats().backend_errors >= 2
         backend.mend()
@@ -476,9 +534,10 @@ async def test_a_cancelled_reader_leaves_the_others_their_answer():
     """Those who ask in one turn share a question, and nobody's cancellation."""
     backend = FaultyBackend()
     async with Cache(backend, namespace="n", memory=None) as cache:
-        await cache.set("k", 1)
+        await cache.set_many({f"k{number}": 1 for number in range(5)})
         held = backend.hold("get_many")
-        readers = [asyncio.create_task(cache.get("k")) for _ in range(5)]
+        reading = [cache.get_or_load(f"k{number}", loads(), tags=[f"t{number}"]) for number in range(5)]
+        readers = [asyncio.create_task(one) for one in reading]
         await held.reached.wait()
         readers[0].cancel()
         readers[3].cancel()
