@@ -117,7 +117,7 @@ class Tokens:
         loop = asyncio.get_running_loop()
         if self._round is None or self._round.loop is not loop:
             self._round = _Round(loop)
-            task = loop.create_task(self._run(self._round), name="acache tokens")
+            self._round.task = task = loop.create_task(self._run(self._round), name="acache tokens")
             self._rounds.add(task)
             task.add_done_callback(self._rounds.discard)
         return self._round.join(names)
@@ -318,10 +318,11 @@ class Tokens:
 class _Round:
     """The question of one turn of the loop."""
 
-    __slots__ = ("_waiters", "loop", "names")
+    __slots__ = ("_waiters", "loop", "names", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
+        self.task: asyncio.Task[None] | None = None
         self.names: Final[dict[str, None]] = {}
         self._waiters: Final[list[tuple[asyncio.Future[Mapping[str, bytes]], Sequence[str]]]] = []
 
@@ -330,7 +331,12 @@ class _Round:
         self.names.update(dict.fromkeys(names))
         waiter: asyncio.Future[Mapping[str, bytes]] = self.loop.create_future()
         self._waiters.append((waiter, names))
+        waiter.add_done_callback(self._left)
         return waiter
+
+    def _left(self, _: object) -> None:
+        if self.task is not None and not self.awaited:
+            self.task.cancel()  # a late failure would count against a server that is back; harmless when it has ended
 
     @property
     def awaited(self) -> bool:
