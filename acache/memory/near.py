@@ -24,7 +24,9 @@ Cause: TypeAlias = Literal["size", "expired", "replaced", "invalidated"]
 
 _POLICIES: Final = ("lru", "s3fifo", "wtinylfu")
 _TOUCHES: Final = 4096
-"""Reads remembered until something is evicted; older ones are forgotten, as they matter least."""
+"""Reads remembered until something is evicted; with LRU older ones are forgotten, as they matter least."""
+_COUNTED_TOUCHES: Final = 16_384
+"""The same where each read counts: a loop is a run of hits as long as the cache, and then one of misses."""
 _SETTLE: Final = 1024
 """Where it is not the last read alone that counts, they are taken note of before any is forgotten."""
 _SWEEP_EVERY: Final = 64
@@ -200,7 +202,7 @@ class Space:
         """With LRU, least recently used first, but for the touches not yet settled."""
         self._order: Final = _order(memory.eviction, self.records)
         self._added: Final = self._order.added
-        self._touched: Final[deque[str]] = deque(maxlen=_TOUCHES)
+        self._touched: Final[deque[str]] = deque(maxlen=_TOUCHES if self._added is None else _COUNTED_TOUCHES)
         self.touch: Final = self._touched.append
         """Note a use of a key; the policy is told when something must be evicted."""
         self._memory: Final = memory
@@ -309,8 +311,12 @@ class Space:
         return len(expired)
 
     def _settle(self) -> None:
-        self._order.used(self._touched)
-        self._touched.clear()
+        touched = self._touched
+        if len(touched) > _TOUCHES:  # that takes milliseconds: the rest has time until the next entry comes
+            self._order.used([touched.popleft() for _ in range(_TOUCHES)])
+        else:
+            self._order.used(touched)
+            touched.clear()
 
     def _remove(self, keys: Sequence[str], cause: Cause) -> None:
         """Drop records that the policy knows of no more."""

@@ -1,6 +1,7 @@
 """W-TinyLFU (Einziger, Friedman, Manes: "TinyLFU: a highly efficient cache admission policy", 2017).
 
-With the adaptive window of "Adaptive software cache management" (Einziger, Eytan, Friedman, Manes, 2018).
+The window adapts, as in "Adaptive software cache management" (Einziger, Eytan, Friedman, Manes, 2018), but no hill is
+climbed: hit ratios of two periods differ more by the requests than by the window, and the climber went astray on them.
 """
 
 from __future__ import annotations
@@ -14,18 +15,20 @@ from .sketch import Sketch
 
 __all__ = ["WTinyLfu"]
 
-_WINDOW: Final = 0.01
-"""The share of the window at first, and the least it can have."""
+_WINDOW: Final = 0.005
+"""The share of the window at first, and the least it can have.
+
+It is 1 % in the paper, where it cannot grow; half of that leaves loops and scans more of the main part.
+"""
 _WIDEST: Final = 0.8
 _PROTECTED: Final = 0.8
 """The share of the main part that is kept for keys used again there."""
-_PERIOD: Final = 10
+_PERIOD: Final = 2
 """Requests for each key held between two changes of the window."""
-_STEP: Final = 0.0625
-"""The share of the cache that the window grows or shrinks by at first."""
-_DECAY: Final = 0.98
-_RESTART: Final = 0.05
-"""A change of the hit ratio after which the steps are large again."""
+_STEP: Final = 0.04
+"""The share of the cache that the window grows or shrinks by."""
+_CLOSE: Final = 5
+"""From this frequency on, being asked for once more says nothing: one was just counted, the other is about to be."""
 _WARM: Final = 6
 """From this frequency on, a key that lost is let in once in a while."""
 _LUCK: Final = 128
@@ -37,8 +40,8 @@ class WTinyLfu:
     """A small LRU window before a main part that lets in only what is asked for more often than what it replaces.
 
     The main part has two segments: keys used again there are protected, and step down to probation when others take
-    their place.  Whether recency or frequency counts for more is found out: the window grows while that makes
-    more hits.
+    their place.  Whether recency or frequency counts for more is found out: the window grows while a place in it
+    brings more keys back into use than a place in probation does, where those stand that would go for it.
 
     Args:
         seed: of the sketch and of the luck of the loser; without one it differs from process to process.
@@ -47,14 +50,16 @@ class WTinyLfu:
     def __init__(self, *, seed: int | None = None) -> None:
         self._random: Final = Random(seed)  # noqa: S311 - it has to be unknown to the clients, not to the keeper
         self._sketch: Final = Sketch(self._random.getrandbits(128))
-        self._window: Final[dict[str, None]] = {}
+        self._window: Final[dict[str, bool]] = {}
+        """Whether each key was used since it came."""
         self._probation: Final[dict[str, None]] = {}
         self._protected: Final[dict[str, None]] = {}
         self._share = _WINDOW
-        self._step = _STEP
         self._hits = 0
         self._misses = 0
-        self._hit_ratio = 0.0
+        self._revived_in_window = 0
+        """Keys used for the first time since they came there, in this period; more uses would come anywhere."""
+        self._revived_in_probation = 0
 
     def __len__(self) -> int:
         return len(self._window) + len(self._probation) + len(self._protected)
@@ -65,7 +70,7 @@ class WTinyLfu:
         if not self._misses % _LOOK_EVERY:
             self._sketch.fit(len(self))
         self._sketch.add(key)
-        self._window[key] = None
+        self._window[key] = False
 
     def used(self, keys: Iterable[str]) -> None:
         """See `Eviction.used`."""
@@ -78,8 +83,10 @@ class WTinyLfu:
             elif key in probation:
                 del probation[key]
                 protected[key] = None
+                self._revived_in_probation += 1
             elif key in window:
-                to_the_end(window, key)
+                self._revived_in_window += not window.pop(key)
+                window[key] = True
         most = int(_PROTECTED * (1.0 - self._share) * len(self))
         for key in first(protected, len(protected) - most):
             del protected[key]
@@ -93,6 +100,8 @@ class WTinyLfu:
     def take(self, count: int) -> Sequence[str]:
         """See `Eviction.take`."""
         held = len(self)
+        if len(self._window) == held:  # it has just been filled, and there was no main part to compare with
+            self._revived_in_window = 0
         if self._hits + self._misses >= _PERIOD * held:
             self._adapt()
         window, probation = self._window, self._probation
@@ -126,18 +135,18 @@ class WTinyLfu:
 
     def _beats(self, candidate: str, resident: str) -> bool:
         mine, theirs = self._sketch.estimate(candidate), self._sketch.estimate(resident)
+        if mine > theirs + (theirs >= _CLOSE):
+            return True
         # Keys made to collide with a popular one would otherwise seem popular for ever, and keep everything else out.
-        return mine > theirs or (mine >= _WARM and not self._random.randrange(_LUCK))
+        return mine >= _WARM and not self._random.randrange(_LUCK)
 
     def _adapt(self) -> None:
-        """Climb the hill: go on in the direction that brought more hits, and turn round when there are fewer."""
-        ratio = self._hits / (self._hits + self._misses)
-        change, self._hit_ratio = ratio - self._hit_ratio, ratio
-        if change < 0:
-            self._step = -self._step
-        self._share = min(_WIDEST, max(_WINDOW, self._share + self._step))
-        self._step = (_STEP if self._step > 0 else -_STEP) if abs(change) >= _RESTART else self._step * _DECAY
-        self._hits = self._misses = 0
+        """Give places to the window or take some, whichever part made more of each it had."""
+        in_window = self._revived_in_window * len(self._probation)
+        in_probation = self._revived_in_probation * len(self._window)
+        step = _STEP if in_window > in_probation else -_STEP
+        self._share = min(_WIDEST, max(_WINDOW, self._share + step))
+        self._hits = self._misses = self._revived_in_window = self._revived_in_probation = 0
 
     def clear(self) -> None:
         """See `Eviction.clear`; what is popular is still known."""

@@ -210,6 +210,47 @@ def test_the_window_grows_where_recency_is_all():
     assert hits["wtinylfu"] > hits["s3fifo"]
 
 
+@pytest.mark.parametrize(("eviction", "least"), [("s3fifo", 0.3), ("wtinylfu", 0.7)])
+def test_most_of_a_loop_over_more_than_fits_is_kept(eviction: PolicyName, least: float):
+    """Hits come in runs longer than is taken note of at once; none is forgotten. LRU would have no hit at all."""
+    space, hits = Memory(max_entries=6000, eviction=eviction).space(""), 0
+    for number in range(70_000):
+        if (key := f"key{number % 7000}") in space.records:
+            hits += 1
+            space.touch(key)
+        else:
+            space.insert(key, record(0), 0.0)
+    assert hits / 70_000 > least
+
+
+def test_the_window_stays_small_where_frequency_is_all():
+    """Popular keys that come into the window are asked for there again and again: that is no reason for it to grow."""
+    policy, rng, held = WTinyLfu(seed=1), random.Random(2), set[int]()
+    for _ in range(60_000):
+        key = int(rng.paretovariate(1)) + 100
+        if key in held:
+            policy.used([key])  # type: ignore[list-item] - ints hash alike in every process
+            continue
+        if len(held) >= 200:
+            held.difference_update(policy.take(1))  # type: ignore[arg-type]
+        policy.added(key)  # type: ignore[arg-type]
+        held.add(key)
+    assert len(policy._window) < 20
+
+
+def test_the_sketch_halves_all_rows_within_a_short_time():
+    """What is held against each other must have been halved as often, whichever row counts."""
+    sketch = Sketch(random.Random(1).getrandbits(128))
+    sketch.fit(1000)
+    for number in range(9_900):
+        sketch.add("often" if number < 20 else f"key{number}")
+    before = sketch.estimate("often")
+    for number in range(200):
+        sketch.add(f"new{number}")
+    assert before == 15
+    assert all(max(row) <= 9 for row in sketch._rows)
+
+
 def test_the_same_seed_makes_the_same_choices():
     """A run can be repeated: what W-TinyLFU draws comes from its seed."""
 
