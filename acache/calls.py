@@ -116,8 +116,10 @@ class Breaker:
         if self.state != "closed":
             self._become("closed")
 
-    def failed(self, error: BaseException) -> None:
-        """Note a failure."""
+    def failed(self, error: BaseException, *, probing: bool) -> None:
+        """Note a failure, of an operation that was let through to probe, or of one that began before."""
+        if self.state == "half-open" and not probing:
+            return  # late; it says nothing of now
         self._failures += 1
         self._last = error.with_traceback(None)
         self._advice = (
@@ -129,9 +131,9 @@ class Breaker:
             self._open_until = self._clock.monotonic() + pause
             self._become("open")
 
-    def abandoned(self) -> None:
+    def abandoned(self, *, probing: bool) -> None:
         """Note that an operation was cancelled: if it was the probe, the next one is."""
-        if self.state == "half-open":
+        if self.state == "half-open" and probing:
             self._open_until = self._clock.monotonic()
             self._become("open")
 
@@ -259,6 +261,7 @@ class Calls:
     async def _guard(self, awaitable: Awaitable[T], deadlines: Deadlines, keys: int = 1) -> T:
         breaker, loop = self._breaker, asyncio.get_running_loop()
         operation = deadlines.begin(loop)
+        probing = breaker.state == "half-open"
         breaker.running[operation] = loop
         error: BackendError
         try:
@@ -269,27 +272,27 @@ class Calls:
         except BackendError as failure:
             if failure.failed and (keys == 1 or len(failure.failed) < keys):
                 # One server of several, say, while the others answer: no reason to leave all of them alone.
-                breaker.abandoned()
+                breaker.abandoned(probing=probing)
                 if keys == 1:
                     failure.failed = {}  # the engine's name for a key that the caller knows
             elif isinstance(failure, BackendRefused):
                 breaker.succeeded()  # a server that says no to a write, because it is full, say, is there for reads
             else:
-                breaker.failed(failure)
+                breaker.failed(failure, probing=probing)
             raise
         except TimeoutError as failure:
             error = BackendTimeout(f"the far tier did not answer in time: {failure}")
-            breaker.failed(error)
+            breaker.failed(error, probing=probing)
             raise error from failure
         except asyncio.CancelledError as failure:
             if not operation.was_late():
-                breaker.abandoned()
+                breaker.abandoned(probing=probing)
                 raise
             error = BackendTimeout(f"the far tier did not answer within {self._deadline} s")
-            breaker.failed(error)
+            breaker.failed(error, probing=probing)
             raise error from failure
         except BaseException:
-            breaker.abandoned()
+            breaker.abandoned(probing=probing)
             raise
         finally:
             operation.was_late()  # whatever the engine's client made of it, it must not stay on the caller's task
