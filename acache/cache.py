@@ -962,7 +962,7 @@ class Cache:
         wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
 
         def make(key: str, call: Callable[[], Awaitable[Any]]) -> Load:
-            return Load(key, call, plan, self._counters, names, type, None, rule)
+            return Load(key, call, plan, self._counters, names, type, None, rule, batched=True)
 
         return await self._load_many(wanted, loader, make, counters=self._counters, type_=type)
 

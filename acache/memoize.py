@@ -376,10 +376,9 @@ class Binder:
             msg = f"{self.owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
             raise ConfigurationError(msg)
         outside = _named(function).__qualname__.rpartition(".")[0]
-        self._method: Final = next(iter(parameters), "") == "self" and outside.rpartition(".")[2] not in (
-            "",
-            "<locals>",
-        )
+        first = next(iter(parameters), "")
+        of_a_class = outside.rpartition(".")[2] not in ("", "<locals>")
+        self._owned_by: Final = first if of_a_class and first in ("self", "cls") else ""
         self._ignored: Final = frozenset(rules.ignore)
         for name in sorted(self._ignored - set(parameters)):
             msg = f"{self.owner}: ignore names {name!r}, which is not a parameter (there are: {', '.join(parameters)})"
@@ -413,7 +412,12 @@ class Binder:
                 raise ConfigurationError(msg)
         self.tag_templates: Final = [Template(tag, annotations, self.owner, "tag") for tag in rules.tags]
         _check_rules(rules, self.owner)
-        self._version: Final = "" if rules.version is None else f"@{rules.version}"
+        # No text of a field holds a bare "%", so none can end like this.
+        self._version: Final = "" if rules.version is None else f"%v{rules.version}"
+
+    def depends_on(self, parameter: str) -> bool:
+        """Tell whether a parameter is part of the key, as far as the rules tell."""
+        return self._template is None or parameter in self._template.names
 
     def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
@@ -452,9 +456,14 @@ class Binder:
         ``shop.price.invalidate(1)`` would make a key from ``self=1`` if the other parameter has a default, and remove
         nothing.
         """
-        if self._method and type(arguments.get("self", self)).__module__ == "builtins":
-            msg = f"{self.owner}: self={short(arguments['self'])}: the helpers of a method take the instance first"
-            raise InvalidKey(msg)
+        if self._owned_by and self._owned_by in arguments:
+            given = arguments[self._owned_by]
+            if self._owned_by == "self" and type(given).__module__ == "builtins":
+                msg = f"{self.owner}: self={short(given)}: the helpers of a method take the instance first"
+                raise InvalidKey(msg)
+            if self._owned_by == "cls" and not isinstance(given, type):
+                msg = f"{self.owner}: cls={short(given)}: the helpers of a class method take the class first"
+                raise InvalidKey(msg)
         return arguments
 
 

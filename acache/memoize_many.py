@@ -12,8 +12,8 @@ from inspect import Parameter
 from typing import Any, Concatenate, Final, Generic, ParamSpec, Protocol, TypeVar, overload
 
 from .clock import Clock
-from .errors import ConfigurationError, InvalidKey, KeyMissing
-from .events import Counters, Stats
+from .errors import ConfigurationError, InvalidKey, KeyMissing, short
+from .events import Counters, Stats, logger
 from .inputs import several
 from .loading import Load, NotLoaded, Window
 from .memoize import Binder, Rules, in_thread, type_hints
@@ -243,6 +243,9 @@ class _Behind(Generic[K, V]):
         self._items: Final = _items_parameter(function, rules)
         of_items, of_result = (typing.get_args(hints.get(name)) for name in (self._items, "return"))
         self._binder: Final = Binder(function, rules, {self._items: of_items[0] if of_items else Any})
+        if not self._binder.depends_on(self._items):
+            msg = f"{self._binder.owner}: key={rules.key!r} leaves out {self._items!r}: items need keys of their own"
+            raise ConfigurationError(msg)
         several_types = 2  # of a mapping: its keys' and its values'
         self._type: Final = rules.type or (of_result[1] if len(of_result) == several_types else None)
         self._seconds: Final = window
@@ -302,7 +305,15 @@ class _Behind(Generic[K, V]):
             kind = type(loaded).__qualname__
             msg = f"{self._binder.owner} returned a {kind}: return a dict of values by item"
             raise TypeError(msg)
-        return {key: loaded[by_key[key]] for key in keys if by_key[key] in loaded}
+        found = {key: loaded[by_key[key]] for key in keys if by_key[key] in loaded}
+        if loaded and not found:
+            logger.warning(
+                "%s was asked for %s, and returned %s: nothing of that is stored",
+                self._binder.owner,
+                short([by_key[key] for key in keys]),
+                short(list(loaded)),
+            )
+        return found
 
     def _call_function(self, arguments: dict[str, Any], items: list[K]) -> Awaitable[Mapping[K, V]]:
         bound = self._binder.bound(arguments | {self._items: items})
@@ -310,7 +321,12 @@ class _Behind(Generic[K, V]):
 
     def _by_key(self, arguments: dict[str, Any]) -> dict[str, K]:
         items = several(arguments[self._items], self._items)
-        by_key = {self._binder.key_of(arguments | {self._items: item}): typing.cast("K", item) for item in items}
+        by_key: dict[str, K] = {}
+        for item in typing.cast("Sequence[K]", items):
+            key = self._binder.key_of(arguments | {self._items: item})
+            if by_key.setdefault(key, item) != item:
+                msg = f"{self._binder.owner}: {short(item)} and {short(by_key[key])} would share the key {key!r}"
+                raise InvalidKey(msg)
         if len(set(by_key.values())) < len(by_key):
             msg = (
                 f"{self._binder.owner}: among {self._items} are some that are equal and have two keys, as 1 and 1.0 do:"
@@ -322,7 +338,8 @@ class _Behind(Generic[K, V]):
     def _load(self, arguments: dict[str, Any], by_key: Mapping[str, K], key: str, call: Call) -> Load:
         rules = self._rules
         tags = self._binder.tags(arguments | {self._items: by_key[key]})
-        return Load(key, call, rules.policy, self._hooks.counters, tags, self._type, rules.condition, rules.ttl)
+        counters = self._hooks.counters
+        return Load(key, call, rules.policy, counters, tags, self._type, rules.condition, rules.ttl, batched=True)
 
     # Helpers, with one item or with values where the function takes the items ---------------------------------------
 

@@ -20,7 +20,7 @@ from .clock import FOREVER, ttl_seconds
 from .codecs.base import encode_under
 from .coherence import EPOCH, TagCell
 from .entry import Entry, pack
-from .errors import BackendError, LoadTimeout
+from .errors import BackendError, ConfigurationError, LoadTimeout
 from .events import logger
 from .inputs import tag_names
 from .lease import Lease, Verdict
@@ -91,7 +91,7 @@ class Staircase:
         self._scope: Final = tiers.scope
         self._now: Final = tiers.now
 
-    async def resolve(self, load: Load) -> Any:
+    async def resolve(self, load: Load) -> Any:  # noqa: C901 - one staircase, in one piece
         """Steps 1 to 4 of the staircase: near tier, stale value, running flight; all in one synchronous step."""
         tier: Final = "near" if self._tiers.remote is None else "far"
         while True:
@@ -120,18 +120,32 @@ class Staircase:
             waiter = flights.join(flight, _patience(policy))
             try:
                 result = await waiter
+            except NotLoaded:
+                if load.batched:
+                    raise
+                continue  # somebody's batch leaves it out; this one has a loader of its own
             except BaseException:
                 flight.leave(waiter)
                 raise
             if type(result) is not _Fallback:
                 return self._tiers.own(result, load.type)
-            window = policy.stale_for if result.error is None else policy.stale_if_error
-            if self._now() - result.fresh_until < window:
+            if self._takes(result, policy):
                 self._notes.hit(key, tier, stale=True, counters=load.counters)
                 return self._tiers.own(result.value, load.type)
-            if result.error is not None:
-                raise result.error.with_traceback(result.trace)
             # Another caller's flight spared the loader, and this one may not have a stale value: a flight of its own.
+
+    def _takes(self, offer: _Fallback, policy: Policy) -> bool:
+        """Tell whether a policy takes what a flight offers that could not load.
+
+        Raises:
+            Exception: it does not, and that is what the loader raised.
+        """
+        window = policy.stale_for if offer.error is None else policy.stale_if_error
+        if self._now() - offer.fresh_until < window:
+            return True
+        if offer.error is not None:
+            raise offer.error.with_traceback(offer.trace)
+        return False
 
     def _serve_stale(self, load: Load, flight: Flight, stale: Received) -> bool:
         """Step 3: answer those who take a stale value; they need not wait for the load."""
@@ -463,11 +477,7 @@ class Staircase:
     async def _fill(self, attempt: _Attempt, context: LoadContext, value: Any, took: float) -> None:
         """Step 9: store the loaded value, unless anything wrote the key or its tags since the load looked."""
         load, remote = attempt.load, attempt.remote
-        taken = True
-        if added := context.tags.difference(load.tags):
-            late = tag_names(added)
-            taken = (attempt.heard or set()).isdisjoint(late) and await self._take_late_tags(attempt, late)
-        if not (taken and attempt.current):
+        if not (await self._take_late_tags(attempt, context) and attempt.current):
             self._notes.refused(load.key, load.counters)
             return
         lifetime = self._load_ttl(load, context, value)
@@ -504,8 +514,13 @@ class Staircase:
             self._tiers.keep(load.key, value, lifetime, cells=cells, load_time=load_time)
         self._notes.stored(load.key, lifetime)
 
-    async def _take_late_tags(self, attempt: _Attempt, late: tuple[str, ...]) -> bool:
+    async def _take_late_tags(self, attempt: _Attempt, context: LoadContext) -> bool:
         """Take note of the tags that the loader added; tell whether the value may be stored under them."""
+        late = tag_names(context.tags.difference(attempt.load.tags))
+        if not late:
+            return True
+        if not (attempt.heard or set()).isdisjoint(late):
+            return False
         attempt.cells += self._scope.tags.cells(late)
         if attempt.remote is None or attempt.version is _UNKNOWN:
             return True
@@ -544,7 +559,11 @@ class Staircase:
                 ttl = policy.negative_ttl
             else:
                 ttl = policy.ttl if load.ttl is None else load.ttl(value)
-        return policy.shorten(ttl_seconds(ttl))
+        try:
+            return policy.shorten(ttl_seconds(ttl))
+        except ConfigurationError as error:
+            msg = f"{load.key!r} was loaded, and is not stored: {error}"
+            raise ConfigurationError(msg) from None
 
     def _due(self, record: Record, policy: Policy, now: float) -> bool:
         """Tell whether a fresh near value should be refreshed behind; over a far tier its dates decide instead."""

@@ -1314,3 +1314,36 @@ async def test_an_int_of_any_size_makes_a_key(cache: Cache):
     assert bits.key(10**5000) != bits.key(10**5000 + 1)
     assert await bits(10**5000) == (10**5000).bit_length()
     assert await bits(-(10**5000)) == (10**5000).bit_length()
+
+
+class Stall:
+    @classmethod
+    @Cache().cached()
+    async def price(cls, n: int = 1) -> int:
+        return n
+
+
+async def test_the_helpers_of_a_class_method_take_the_class_first():
+    """An argument in its place would remove nothing, without a word."""
+    assert await Stall.price(7) == 7
+    assert await Stall.price.invalidate(Stall, 7)
+    for helper in (Stall.price.invalidate, Stall.price.refresh):
+        with pytest.raises(InvalidKey, match="the class first"):
+            await helper(7)
+
+
+async def test_a_version_is_no_text_of_an_argument():
+    """Whatever the text."""
+    cache = Cache()
+
+    @cache.cached(key="o:{n}", version=2)
+    async def new(n: str) -> str:
+        return "new"
+
+    @cache.cached(key="o:{n}")
+    async def old(n: str) -> str:
+        return "old"
+
+    assert await new("a") == "new"
+    for text in ("a@2", "a%v2", "a%25v2"):
+        assert await old(text) == "old"

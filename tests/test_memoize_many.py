@@ -614,3 +614,59 @@ async def test_items_that_are_equal_and_have_two_keys_are_refused():
         assert await texts([1]) == {1: "1"}
         assert await texts([1.0]) == {1.0: "1.0"}
         assert await texts([1, 1, 2]) == {1: "1", 2: "2"}
+
+
+@pytest.mark.parametrize("key", ["lang:{lang}", "a"])
+async def test_a_template_that_leaves_the_item_out_is_refused(key: str):
+    """All items would have one key, and each other's values."""
+    with pytest.raises(ConfigurationError, match="leaves out 'ids'"):
+
+        @Cache().cached_many(key=key)
+        async def f(ids: list[int], lang: str = "en") -> dict[int, int]:
+            return {}
+
+
+async def test_items_that_would_share_a_key_are_refused():
+    """By a function of one's own, say."""
+
+    @Cache().cached_many(key=lambda ids: f"k{ids % 2}")
+    async def f(ids: list[int]) -> dict[int, int]:
+        return {item: item for item in ids}
+
+    assert await f([1, 2]) == {1: 1, 2: 2}
+    with pytest.raises(InvalidKey, match="share the key"):
+        await f([3, 5])
+
+
+async def test_a_loader_of_its_own_does_not_end_with_somebody_s_batch():
+    """Who joins a batch that leaves the key out loads it."""
+    cache, begun, go = Cache(), asyncio.Event(), asyncio.Event()
+
+    @cache.cached_many(key="user:{ids}")
+    async def users(ids: list[int]) -> dict[int, str]:
+        begun.set()
+        await go.wait()
+        return {}
+
+    @cache.cached(key="user:{uid}")
+    async def user(uid: int) -> str:
+        return "its own"
+
+    batch = asyncio.create_task(users([1]))
+    await begun.wait()
+    one = asyncio.create_task(user(1))
+    await asyncio.sleep(0)
+    go.set()
+    assert await one == "its own"
+    assert await batch == {}
+
+
+async def test_results_under_other_keys_are_told_of(caplog: pytest.LogCaptureFixture):
+    """Texts for numbers, as JSON makes them."""
+
+    @Cache().cached_many()
+    async def f(ids: list[int]) -> dict[int, int]:
+        return {str(item): item for item in ids}  # type: ignore[misc]
+
+    assert await f([1, 2]) == {}
+    assert "nothing of that is stored" in caplog.text

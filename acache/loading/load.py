@@ -31,3 +31,5 @@ class Load(NamedTuple):
     """Decides how long a loaded value is fresh, in place of the policy."""
     elsewhere: Callable[[], object] | None = None
     """Called when it turns out that another process is loading the value."""
+    batched: bool = False
+    """Whether it is one of a batch, which may find that there is no such value."""
