@@ -1099,6 +1099,11 @@ class PrivateRedis:
         """Its process id; a restart gives it another one."""
         return self._child.pid
 
+    @property
+    def dead(self) -> bool:
+        """Whether it has ended."""
+        return self._child.poll() is not None
+
     def kill(self) -> None:
         """End it at once (SIGKILL), as a crash does; connections are reset."""
         self._child.kill()

@@ -698,7 +698,11 @@ class _Feed:
             msg = "this server of MongoDB is not the primary, which alone knows what is the newest"
             raise BackendUnavailable(msg)
         try:
-            last, committed = hello["lastWrite"]["opTime"], hello["lastWrite"]["majorityOpTime"]["ts"]
+            last = hello["lastWrite"]["opTime"]
+            if "majorityOpTime" not in hello["lastWrite"]:  # as long as its followers have not caught up
+                msg = "the primary of MongoDB came up anew, and does not know yet what a majority has"
+                raise BackendUnavailable(msg)
+            committed = hello["lastWrite"]["majorityOpTime"]["ts"]
             return Newest(last["t"], (last["ts"].time, last["ts"].inc), (committed.time, committed.inc))
         except (KeyError, TypeError, AttributeError) as error:  # a look-alike
             msg = "this server does not say which of its writes is the last that a majority has"
