@@ -116,7 +116,7 @@ class Breaker:
         if self.state != "closed":
             self._become("closed")
 
-    def failed(self, error: BaseException, *, probing: bool) -> None:
+    def failed(self, error: BaseException, *, probing: bool = True) -> None:
         """Note a failure, of an operation that was let through to probe, or of one that began before."""
         if self.state == "half-open" and not probing:
             return  # late; it says nothing of now
@@ -131,7 +131,7 @@ class Breaker:
             self._open_until = self._clock.monotonic() + pause
             self._become("open")
 
-    def abandoned(self, *, probing: bool) -> None:
+    def abandoned(self, *, probing: bool = True) -> None:
         """Note that an operation was cancelled: if it was the probe, the next one is."""
         if self.state == "half-open" and probing:
             self._open_until = self._clock.monotonic()
