@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from typing import Final, Literal
 
 from .clock import FOREVER
-from .errors import BackendError, DecodeError
+from .errors import BackendError, BackendRefused, DecodeError
 from .events import (
     BackendFailed,
     Coalesced,
@@ -31,13 +31,23 @@ from .policy import Policy
 __all__ = ["Notes"]
 
 _LOG_EVERY: Final = 10.0
-"""Seconds between two warnings about records that cannot be read: there may be thousands a second."""
+"""Seconds between two warnings of one kind: there may be thousands of causes a second."""
 
 
 class Notes:
     """Takes note for one facade: counts always, builds an event only if somebody observes."""
 
-    __slots__ = ("_log_at", "_namespace", "_now", "_observers", "_policy", "_touch", "_unlogged", "counters")
+    __slots__ = (
+        "_log_at",
+        "_namespace",
+        "_now",
+        "_observers",
+        "_policy",
+        "_refusal_at",
+        "_touch",
+        "_unlogged",
+        "counters",
+    )
 
     def __init__(
         self,
@@ -53,7 +63,7 @@ class Notes:
         self._observers: Final = observers
         self._touch: Final = touch
         self._now: Final = now
-        self._log_at = -FOREVER
+        self._log_at = self._refusal_at = -FOREVER
         self._unlogged = 0
         self.counters: Final = counters
 
@@ -140,6 +150,10 @@ class Notes:
     def failure(self, operation: str, key: str, error: BackendError, *, raised: bool) -> None:
         """The far tier failed; ``raised``: the caller is told."""
         self.counters.backend_errors += 1
+        if isinstance(error, BackendRefused) and (now := self._now()) >= self._refusal_at:
+            # The breaker stays closed for it, and where reads go on as misses nobody would hear of it.
+            logger.warning("the far tier refuses to %s in namespace %r: %s", operation, self._namespace, error)
+            self._refusal_at = now + _LOG_EVERY
         if self._observers:
             event = BackendFailed(namespace=self._namespace, key=key, operation=operation, error=error, raised=raised)
             emit(self._observers, event)

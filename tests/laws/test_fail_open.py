@@ -654,3 +654,19 @@ async def test_memory_backends_never_fail():
             if name != "ttl":
                 await verb(cache)
     assert recorder.of(BackendFailed) == []
+
+
+async def test_a_far_tier_that_refuses_is_told_of_once_in_a_while(
+    cache: Cache, backend: FaultyBackend, clock: FakeClock, caplog: pytest.LogCaptureFixture
+):
+    """A wrong permission is no outage, and would look like a cache that never hits."""
+    backend.fail(error=BackendRefused("NOPERM"))
+    for _ in range(20):
+        await cache.get("k")
+        await cache.set("k", 1)
+    told = [record for record in caplog.records if "refuses to" in record.message]
+    assert len(told) == 1
+    assert "NOPERM" in told[0].message
+    clock.advance(10)
+    await cache.get("another")
+    assert len([record for record in caplog.records if "refuses to" in record.message]) == 2
