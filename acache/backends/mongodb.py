@@ -3,7 +3,7 @@
 One document for each entry::
 
     {_id: the key, token: 8 random bytes of this write, expires: a date, absent for ever,
-     data: the bytes, head: the first 40 of them}
+     data: the bytes, head: the first 48 of them}
 
 A counter has, in place of ``data`` and ``head``, the 64-bit integer ``n``; so has whatever else is plain digits.  A
 body of more than one chunk has a manifest, with ``chunks`` (their number) and ``length`` (the bytes) in place of

@@ -32,6 +32,7 @@ from acache import (
 )
 from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
 from acache.backends.mongodb import MongoDBBackend
+from acache.entry import HEAD_BYTES
 from acache.testing import BackendConformance
 from acache.testing.machine import backend_machine
 
@@ -151,7 +152,7 @@ async def test_a_document_is_what_the_module_says(backend: MongoDBBackend, colle
     found = {document.pop("_id"): document for document in collection.find()}
     assert all(len(document.pop("token")) == 8 for document in found.values())
     assert type(found["bytes"].pop("expires")) is datetime
-    assert found["bytes"] == {"data": bytes(range(100)), "head": bytes(range(40))}
+    assert found["bytes"] == {"data": bytes(range(100)), "head": bytes(range(HEAD_BYTES))}
     assert found["for ever"] == {"data": b"v", "head": b"v"}
     assert found["counter"] == {"n": 7}
     assert [document["_id"] for document in collection.find({"n": {"$type": "long"}})] == ["counter"]
@@ -369,7 +370,7 @@ async def test_the_largest_value_fits_under_the_longest_key(backend: MongoDBBack
     """By every way to write it."""
     key, data = "k" * backend.key_limits.max_bytes, b"x" * LARGEST
     await backend.set(key, data, ttl=60)
-    assert await backend.swap(key, data, ttl=60) == data[:40]
+    assert await backend.swap(key, data, ttl=60) == data[:HEAD_BYTES]
     _, version = await backend.get_versioned(key)
     assert await backend.set_if(key, data, version, ttl=60) is True
     assert await backend.delete(key) is True

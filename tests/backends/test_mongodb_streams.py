@@ -16,6 +16,7 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from acache import BackendError, BackendUnavailable, DecodeError, ValueTooLarge
 from acache.backends import Stream
 from acache.backends.mongodb import MongoDBBackend
+from acache.entry import HEAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -137,7 +138,7 @@ async def overwrite_many(backend: MongoDBBackend) -> None:
 
 
 async def overwrite_swap(backend: MongoDBBackend) -> None:
-    assert await backend.swap("k", b"new", ttl=60) == body(3 * MIB)[:40]
+    assert await backend.swap("k", b"new", ttl=60) == body(3 * MIB)[:HEAD_BYTES]
 
 
 async def overwrite_set_if(backend: MongoDBBackend) -> None:
