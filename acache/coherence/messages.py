@@ -20,10 +20,9 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cache
 from typing import Final, Literal, Protocol, TypeAlias
 from weakref import ref
-
-import msgspec
 
 from ..backends.base import Notify
 from ..backends.gate import Gate
@@ -47,26 +46,32 @@ _DOUBLINGS: Final = 10
 
 EarState: TypeAlias = Literal["opening", "armed", "lost", "refused", "ended"]
 
-_encode: Final = msgspec.msgpack.Encoder().encode
-_decode: Final = msgspec.msgpack.Decoder(tuple[bytes, list[str] | None]).decode
+
+@cache
+def _coder() -> tuple[Callable[[object], bytes], Callable[[memoryview], tuple[bytes, list[str] | None]]]:
+    from msgspec import msgpack  # noqa: PLC0415 - most caches send no messages, and this takes a while
+
+    return msgpack.Encoder().encode, msgpack.Decoder(tuple[bytes, list[str] | None]).decode
 
 
 def write(sender: bytes, keys: Collection[str] | None) -> bytes:
     """Return the message that ``keys`` have changed; ``None``: everything; none at all: a hello."""
+    encode, _ = _coder()
     if keys is not None and len(keys) <= _MOST_KEYS:
-        message = _VERSION + _encode((sender, list(keys)))
+        message = _VERSION + encode((sender, list(keys)))
         if len(message) <= _MOST_BYTES:
             return message
-    return _VERSION + _encode((sender, None))
+    return _VERSION + encode((sender, None))
 
 
 def read(message: bytes) -> tuple[bytes, Sequence[str] | None] | None:
     """Return the sender of a message and what changed; ``None`` if it is none of ours."""
     if not message.startswith(_VERSION) or len(message) > _MOST_BYTES:
         return None
+    _, decode = _coder()
     try:
-        sender, keys = _decode(memoryview(message)[1:])
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+        sender, keys = decode(memoryview(message)[1:])
+    except (ValueError, RecursionError):  # msgspec's errors are of the first kind
         return None
     return (sender, keys) if keys is None or len(keys) <= _MOST_KEYS else None
 
