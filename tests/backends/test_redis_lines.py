@@ -364,6 +364,49 @@ async def test_a_slow_long_reply_is_not_late(server: Server):
     await lines.aclose()
 
 
+async def test_a_long_command_that_moves_is_not_late():
+    """A server that reads slowly is no silent one: here the command takes twice the patience to send."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left = len(command)
+        while left:
+            left -= len(await reader.read(min(left, 1 << 20)))
+            await asyncio.sleep(0.005)
+        writer.write(b"+OK\r\n")
+        await reader.read()
+        writer.close()
+
+    command = pack(("SET", "k", bytes(40 << 20)))
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0, limit=1 << 16)
+    lines = Lines(lambda on_long: opened(listener.sockets[0].getsockname()[1], on_long, patience=0.5))
+    assert await lines.call(command) == b"OK"
+    await lines.aclose()
+    listener.close()
+
+
+async def test_a_long_command_that_stands_still_is_late():
+    """Within one patience, more or less, from the last byte that moved."""
+    stuck: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for _ in range(100):
+            await reader.read(1 << 18)
+            await asyncio.sleep(0.005)
+        stuck.set_result(asyncio.get_running_loop().time())
+        await lost.wait()
+        writer.close()
+
+    lost = asyncio.Event()
+    listener = await asyncio.start_server(serve, "127.0.0.1", 0)
+    lines = Lines(lambda on_long: opened(listener.sockets[0].getsockname()[1], on_long, patience=0.4))
+    with pytest.raises(BackendTimeout):
+        await lines.call(pack(("SET", "k", bytes(80 << 20))))
+    assert asyncio.get_running_loop().time() - stuck.result() < 2
+    lost.set()
+    await lines.aclose()
+    listener.close()
+
+
 @pytest.mark.parametrize(
     "lie", [b"what?\r\n", b"$5\r\nabc", b":notanumber\r\n", b"$-5\r\n", b"+one\r\n+two\r\n+three\r\n"]
 )

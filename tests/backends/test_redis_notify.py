@@ -42,6 +42,19 @@ async def test_all_who_listen_share_a_connection_that_the_last_one_closes(redis_
     await backend.aclose()
 
 
+async def test_a_cluster_hears_a_topic_where_it_is_published(redis_cluster_url: str):
+    """Elsewhere, what was said before a subscription could come after its beginning, and after what is newer."""
+    backend, name = RedisBackend.from_url(redis_cluster_url), uuid.uuid4().hex
+    topics = [f"{name}:{number}" for number in range(30)]
+    async with AsyncExitStack() as stack:
+        for topic in topics:
+            await stack.enter_async_context(backend.subscribe(topic))
+        for topic in topics:
+            # PUBLISH goes by the topic's slot, and returns how many subscribers that node has.
+            assert await backend._do("PUBLISH", topic, b"news") == 1
+    await backend.aclose()
+
+
 async def test_a_lost_connection_ends_the_subscriptions_and_the_next_ones_connect(
     private_redis: Callable[..., PrivateRedis],
 ):

@@ -324,10 +324,10 @@ class RedisBackend:
         await self._do("PUBLISH", check_key(topic, self.key_limits), self._checked(message))
 
     def subscribe(self, topic: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """See `Notify.subscribe`; everybody in this event loop shares one connection."""
+        """See `Notify.subscribe`; everybody in this event loop shares one connection to a server."""
         name, transport = check_key(topic, self.key_limits), self._transport()
         if self._subscriptions is None:
-            self._subscriptions = Subscriptions(transport.open_feed)
+            self._subscriptions = Subscriptions(transport.server, transport.open_feed)
         return self._subscriptions.subscribe(name)
 
     # Track ----------------------------------------------------------------------------------------------------------

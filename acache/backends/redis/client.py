@@ -235,7 +235,11 @@ class PoolTransport:
             if int(cursor) == 0:
                 return
 
-    async def open_feed(self) -> Feed:
+    async def server(self, key: bytes) -> str:  # noqa: ARG002 - there is one
+        """See `Transport.server`."""
+        return ""
+
+    async def open_feed(self, server: str) -> Feed:  # noqa: ARG002 - there is one
         """See `Transport.open_feed`."""
         return await _open_feed(self._client.connection_pool.make_connection)
 
@@ -447,15 +451,24 @@ class ClusterTransport:
         if failure is not None:
             raise failure
 
-    async def open_feed(self) -> Feed:
-        """See `Transport.open_feed`; the nodes pass messages on to each other."""
+    async def server(self, key: bytes) -> str:
+        """See `Transport.server`."""
         try:
-            with self._under_way:
-                await self._client.initialize()
-            node = self._client.get_random_node()
+            return (await self._owner(key)).name
         except _FAILURES as error:
             raise _translated(error) from error
-        return await _open_feed(partial(node.connection_class, **node.connection_kwargs))
+
+    async def open_feed(self, server: str) -> Feed:
+        """See `Transport.open_feed`."""
+        node = self._client.get_node(node_name=server)
+        if node is None:
+            msg = f"{server} is no node of the cluster any more"
+            raise BackendUnavailable(msg)
+        try:
+            return await _open_feed(partial(node.connection_class, **node.connection_kwargs))
+        except AcacheError:
+            self._suspects.add(server)
+            raise
 
     async def aclose(self) -> None:
         """See `Transport.aclose`."""

@@ -32,6 +32,8 @@ _LONG: Final = 1 << 20
 """Bytes of a reply under way that holds up others."""
 _MOST_REMEMBERED: Final = 1000
 """Commands whose last reply was long."""
+_LOOKS: Final = 4
+"""How often in its timeout a connection is looked at, while somebody waits."""
 _GET: Final = b"*2\r\n$3\r\nGET\r\n$"
 _LONGEST_PAUSE: Final = 1.0
 _ATTEMPTS: Final = 3
@@ -49,7 +51,8 @@ class Line(asyncio.BufferedProtocol):
 
     Args:
         reader: makes replies of bytes.
-        timeout: seconds without a byte from the other side, while somebody waits, after which the connection is ended.
+        timeout: seconds without a byte from or to the other side, while somebody waits, after which the connection is
+            ended.
         place: of the server, for messages.
         on_push: gets the messages that answer nothing, in their order among the replies.
         on_long: called when a reply is so long that those behind it should not wait for its end.
@@ -85,7 +88,9 @@ class Line(asyncio.BufferedProtocol):
         self._paused = False
         self._watch: asyncio.TimerHandle | None = None
         self._active_at = 0.0
-        self._backlog = 0
+        self._written = 0
+        self._backlog = 0  # as of the last look, and how much had left
+        self._left = 0
         self._under_way = 0
         """Bytes received of a reply that is not all there."""
         self._why: BaseException | None = None
@@ -149,10 +154,11 @@ class Line(asyncio.BufferedProtocol):
         if idle:
             self._active_at = self._loop.time()
             if self._watch is None:
-                self._watch = self._loop.call_later(self._timeout, self._look)
+                self._watch = self._loop.call_later(self._timeout / _LOOKS, self._look)
             if not self._flushing and not self._queue:
                 # Alone, it would only lose a turn of the loop by waiting for company.  Those in the queue count on the
                 # flush that follows their predecessor.
+                self._written += len(command)
                 self._transport.write(command)
                 return
         self._out.append(command)
@@ -163,7 +169,9 @@ class Line(asyncio.BufferedProtocol):
 
     def _flush(self) -> None:
         self._flushing = False
-        out, self._out, self._out_bytes = self._out, [], 0
+        out, self._out = self._out, []
+        self._written += self._out_bytes
+        self._out_bytes = 0
         if out:
             self._transport.write(out[0] if len(out) == 1 else b"".join(out))
         self._wake()
@@ -262,13 +270,14 @@ class Line(asyncio.BufferedProtocol):
         self._watch = None
         if not self._waiting:
             return
-        backlog = self._transport.get_write_buffer_size()
-        if backlog < self._backlog:
-            self._active_at = self._loop.time()
-        self._backlog = backlog
-        left = self._active_at + self._timeout - self._loop.time()
-        if left > 0:
-            self._watch = self._loop.call_later(left, self._look)
+        now, backlog = self._loop.time(), self._transport.get_write_buffer_size()
+        left = self._written - backlog
+        if self._backlog and left > self._left:  # what found room at once is no sign that anybody reads
+            self._active_at = now
+        self._backlog, self._left = backlog, left
+        patience = self._active_at + self._timeout - now
+        if patience > 0:
+            self._watch = self._loop.call_later(min(patience, self._timeout / _LOOKS), self._look)
         else:
             late = BackendTimeout(f"{self._place} did not answer within {self._timeout} s")
             late.__cause__ = TimeoutError()

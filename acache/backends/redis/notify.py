@@ -1,6 +1,8 @@
 """Messages: SUBSCRIBE on a connection of its own, which is there only while somebody listens.
 
-Plain pub/sub: in a cluster every node passes every message on, so any of them will do to publish and to listen.
+Plain pub/sub.  In a cluster every node passes every message on, but later than it tells its own subscribers: who
+listens elsewhere would hear what was said before.  So a topic is published and heard at the node that owns its slot,
+and while two processes do not agree on which that is, the nodes see to it that nothing is missed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 from ...errors import AcacheError, BackendUnavailable
@@ -26,7 +29,40 @@ _LONGEST_PAUSE: Final = 5.0
 
 
 class Subscriptions:
-    """Who listens to what, in one event loop."""
+    """Who listens to what, in one event loop.
+
+    Args:
+        server: tells where a topic is heard.
+        open_feed: connects to such a server.
+    """
+
+    def __init__(self, server: Callable[[bytes], Awaitable[str]], open_feed: Callable[[str], Awaitable[Feed]]) -> None:
+        self._server: Final = server
+        self._open_feed: Final = open_feed
+        self._ears: Final[dict[str, _Ear]] = {}
+        self._closed = False
+
+    @asynccontextmanager
+    async def subscribe(self, topic: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """Do what `Notify.subscribe` promises."""
+        server = await self._server(topic)
+        if self._closed:
+            raise _closed()
+        ear = self._ears.get(server)
+        if ear is None:
+            ear = self._ears[server] = _Ear(partial(self._open_feed, server))
+        async with ear.subscribe(topic) as messages:
+            yield messages
+
+    async def aclose(self) -> None:
+        """End every subscription."""
+        self._closed = True
+        for ear in self._ears.values():
+            await ear.aclose()
+
+
+class _Ear:
+    """Who listens to what at one server; they share a connection."""
 
     def __init__(self, open_feed: Callable[[], Awaitable[Feed]]) -> None:
         self._open_feed: Final = open_feed
@@ -38,7 +74,7 @@ class Subscriptions:
 
     @asynccontextmanager
     async def subscribe(self, topic: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        """Do what `Notify.subscribe` promises."""
+        """See `Subscriptions.subscribe`."""
         async with self._connecting:  # the first connects for all
             link = await self._linked()
             listener = Listener()
@@ -51,8 +87,7 @@ class Subscriptions:
 
     async def _linked(self) -> _Link:
         if self._closed:
-            msg = "the connections were closed while this subscription was on its way"
-            raise BackendUnavailable(msg)
+            raise _closed()
         if self._link is not None and self._link.why is None:
             return self._link
         now = asyncio.get_running_loop().time()
@@ -87,10 +122,14 @@ class Subscriptions:
             await link.aclose()
 
     async def aclose(self) -> None:
-        """End every subscription."""
+        """See `Subscriptions.aclose`."""
         self._closed = True
         if self._link is not None:
             await self._link.aclose()
+
+
+def _closed() -> BackendUnavailable:
+    return BackendUnavailable("the connections were closed while this subscription was on its way")
 
 
 class Listener:

@@ -91,8 +91,12 @@ class Transport(Protocol):
         """
         ...
 
-    async def open_feed(self) -> Feed:
-        """Connect, and return the connection; whoever asked for it closes it.  In a cluster, to any of its nodes."""
+    async def server(self, key: bytes) -> str:
+        """Return the name of the server that answers for a key: of one, the same for all keys."""
+        ...
+
+    async def open_feed(self, server: str) -> Feed:
+        """Connect to the server of this name, and return the connection; whoever asked for it closes it."""
         ...
 
     async def track(self, audience: Audience, prefixes: Collection[bytes]) -> None:
