@@ -772,6 +772,9 @@ class Cache:
             InvalidKey: not a non-empty ``str``.
             BackendError: the far tier did not confirm; it may still hold the old value.
         """
+        return await self._delete(self._counters, key)
+
+    async def _delete(self, counters: Counters, key: str) -> bool:
         self._tiers.check_open()
         key = check_key(key)
         if self._remote is None:
@@ -782,7 +785,7 @@ class Cache:
         else:
             async with _Writing(self, "delete", (key,)):
                 existed = await self._remote.delete(key)
-        self._notes.invalidated("delete", key)
+        self._notes.invalidated("delete", key, counters)
         return existed
 
     async def delete_many(self, keys: Iterable[str]) -> int:
@@ -791,14 +794,17 @@ class Cache:
         Raises:
             InvalidKey, BackendError: as for `delete`; on an error some may have been removed.
         """
+        return await self._delete_many(self._counters, keys)
+
+    async def _delete_many(self, counters: Counters, keys: Iterable[str]) -> int:
         self._tiers.check_open()
         wanted = list(dict.fromkeys(check_keys(several(keys, "keys"))))
         if self._remote is None:
-            return sum([await self.delete(key) for key in wanted])
+            return sum([await self._delete(counters, key) for key in wanted])
         async with _Writing(self, "delete_many", wanted):
             count = await self._remote.delete_many(wanted)
         for key in wanted:
-            self._notes.invalidated("delete", key)
+            self._notes.invalidated("delete", key, counters)
         return count
 
     async def invalidate_tags(self, *tags: str) -> None:
@@ -810,6 +816,9 @@ class Cache:
             ConfigurationError: a tag that is not a non-empty ``str``.
             BackendError: the far tier did not confirm; other processes may still see the old values.
         """
+        await self._invalidate_tags(self._counters, tags)
+
+    async def _invalidate_tags(self, counters: Counters, tags: Iterable[str]) -> None:
         self._tiers.check_open()
         names = tag_names(tags)
         cells = self._scope.tags
@@ -827,7 +836,7 @@ class Cache:
                 self._scope.flights.forget_tagged(names)
                 cells.spoil(names)
             self._shared.replay.forget([(self.namespace, "tag", name) for name in names])
-        self._notes.invalidated("tags", "", names)
+        self._notes.invalidated("tags", "", counters, names)
 
     async def clear(self) -> None:
         """Remove everything in this namespace.
@@ -848,7 +857,7 @@ class Cache:
             finally:
                 self._tiers.forget_all()
             self._shared.replay.forget_all(self.namespace)
-        self._notes.invalidated("clear", "")
+        self._notes.invalidated("clear", "", self._counters)
 
     # Loading --------------------------------------------------------------------------------------------------------
 
@@ -1187,14 +1196,15 @@ class Cache:
         def decorate(function: Callable[..., Any]) -> Any:
             check_function(function, thread=thread)
             self._check_name(function, made)
+            counters = self._counters.part()
             hooks = HooksMany(
                 load_many=self._load_many,
                 resolve=self._staircase.resolve,
-                delete_many=self.delete_many,
-                invalidate_all=self._invalidate_all,
+                delete_many=partial(self._delete_many, counters),
+                invalidate_all=partial(self._invalidate_all, counters),
                 peek=self.peek,
                 store=self.set,
-                counters=self._counters.part(),
+                counters=counters,
                 clock=self._shared.clock,
                 tasks=self._scope.batches,
             )
@@ -1216,29 +1226,30 @@ class Cache:
     def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space
         direct = space is not None and self._records is space.records and not ahead(rules.policy)
+        counters = self._counters.part()
         return Hooks(
             trust=None if self._shared.channel is None else self._trust,
             resolve=self._staircase.resolve,
             reload=self._staircase.reload,
-            delete=self.delete,
-            invalidate_all=self._invalidate_all,
+            delete=partial(self._delete, counters),
+            invalidate_all=partial(self._invalidate_all, counters),
             peek=self.peek,
             store=self.set,
-            counters=self._counters.part(),
+            counters=counters,
             now=self._now,
             space=space if direct else None,
         )
 
-    async def _invalidate_all(self, binder: Binder) -> None:
+    async def _invalidate_all(self, counters: Counters, binder: Binder) -> None:
         self._tiers.check_open()
         if binder.common_tags:
-            await self.invalidate_tags(*binder.common_tags)
+            await self._invalidate_tags(counters, binder.common_tags)
         elif self._remote is None and binder.prefix is not None:
             records, prefix = {} if self._scope.space is None else self._scope.space.records, f"{binder.prefix}("
             for key in [key for key in (*records, *self._running, *self._marks) if key.startswith(prefix)]:
                 self._tiers.forget(key)
                 self._tiers.drop(key)
-            self._notes.invalidated("delete", prefix)
+            self._notes.invalidated("delete", prefix, counters)
         else:
             msg = (
                 f"{binder.owner}: invalidate_all() finds the results by a tag that all of them carry: give the function"

@@ -124,9 +124,11 @@ class Notes:
         if self._observers:
             emit(self._observers, FillRefused(namespace=self._namespace, key=key))
 
-    def invalidated(self, reason: Literal["delete", "tags", "clear"], key: str, tags: tuple[str, ...] = ()) -> None:
+    def invalidated(
+        self, reason: Literal["delete", "tags", "clear"], key: str, counters: Counters, tags: tuple[str, ...] = ()
+    ) -> None:
         """Something was removed on purpose."""
-        self.counters.invalidations += 1
+        counters.invalidations += 1
         if self._observers:
             emit(self._observers, Invalidated(namespace=self._namespace, key=key, reason=reason, tags=tags))
 

@@ -1004,6 +1004,30 @@ async def test_a_cold_crowd_leaves_the_quick_path_working(calls: Calls):
         assert f.stats().coalesced == 18
 
 
+async def test_what_a_function_s_helpers_invalidate_counts_as_its_own(cache: Cache):
+    """Once: the cache's total has it too, and what is removed past the function only the cache's."""
+
+    @cache.cached(ttl=60, tags=["all"])
+    async def double(x: int) -> int:
+        return 2 * x
+
+    @cache.cached_many(ttl=60, tags=["all"])
+    async def triples(xs: list[int]) -> dict[int, int]:
+        return {x: 3 * x for x in xs}
+
+    await double(1)
+    await triples([1, 2])
+    await double.invalidate(1)
+    await double.invalidate_all()
+    await triples.invalidate([1, 2])
+    assert double.stats().invalidations == 2
+    assert triples.stats().invalidations == 2
+    assert cache.stats().invalidations == 4
+    await cache.delete("anything")
+    assert double.stats().invalidations == 2
+    assert cache.stats().invalidations == 5
+
+
 async def test_stats_are_the_function_s_own(cache: Cache):
     """A function counts its own hits, misses and loads; the cache's total has them all."""
 
