@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import typing
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, update_wrapper
 from inspect import Parameter
@@ -403,6 +403,7 @@ class Binder:
         elif rules.key is not None and self._made is None:
             msg = f"{self.owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
             raise ConfigurationError(msg)
+        self._by_name: Final = self._made is not None and self.simple and self._takes_names(self._made, kept)
         if isinstance(rules.tags, str) or not isinstance(rules.tags, Iterable):
             msg = f"{self.owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
             raise ConfigurationError(msg)
@@ -415,6 +416,30 @@ class Binder:
         # No text of a field holds a bare "%", so none can end like this.
         self._version: Final = "" if rules.version is None else f"%v{rules.version}"
 
+    def _takes_names(self, made: Callable[..., str], kept: Sequence[Parameter]) -> bool:
+        """Tell whether a function for ``key=`` takes what makes the key by name only; refuse one that does not take it.
+
+        ``lambda user_id, **_: ...`` does, of a function with more parameters.
+        """
+        try:
+            takes = inspect.signature(made)
+        except (TypeError, ValueError):  # of some builtins nobody knows it
+            return False
+        by_name = {parameter.name: None for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
+        try:
+            takes.bind(*[None] * (len(kept) - len(by_name)), **by_name)
+        except TypeError as error:
+            try:
+                takes.bind(**{parameter.name: None for parameter in kept})
+            except TypeError:
+                msg = (
+                    f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
+                    f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
+                )
+                raise ConfigurationError(msg) from error
+            return True
+        return False
+
     def depends_on(self, parameter: str) -> bool:
         """Tell whether a parameter is part of the key, as far as the rules tell."""
         return self._template is None or parameter in self._template.names
@@ -425,6 +450,8 @@ class Binder:
             return check_key(self._template(arguments) + self._version)
         kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
+            if self._by_name:
+                return check_key(self._made(**kept)) + self._version
             bound = inspect.BoundArguments(self._key_signature, OrderedDict(kept))
             return check_key(self._made(*bound.args, **bound.kwargs)) + self._version
         return f"{self.prefix}({arguments_text(kept, self.owner)})"

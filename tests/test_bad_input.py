@@ -558,6 +558,11 @@ BAD_RULES: dict[str, tuple[dict[str, Any], str]] = {
     "empty tag": ({"tags": [""]}, "tag"),
     "one str of ignore": ({"ignore": "verbose"}, r"\('verbose',\)"),
     "unknown ignore": ({"ignore": ("session",)}, r"'session'.*not a parameter.*user_id, verbose"),
+    "key function of too few": ({"key": lambda user_id: "k"}, r"too many positional.*user_id.*verbose"),
+    "key function of what is ignored": (
+        {"key": lambda user_id, verbose: "k", "ignore": ("verbose",)},
+        r"missing.*'verbose'",
+    ),
     "condition of another type": ({"condition": 5}, "condition"),
     "ttl of zero": ({"ttl": 0}, "ttl=0"),
     "negative negative_ttl": ({"negative_ttl": -1}, "negative_ttl=-1"),

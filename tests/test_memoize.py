@@ -784,6 +784,18 @@ async def test_a_key_function_makes_the_key(cache: Cache, calls: Calls):
     assert calls == [(1, 2)]
 
 
+async def test_a_key_function_may_take_what_it_needs_by_name(cache: Cache, calls: Calls):
+    """And leave the rest to ``**_``, whatever the kind of the parameters."""
+
+    @cache.cached(key=lambda y, **_: f"custom:{y}")
+    async def f(x: int, y: int = 0, *, z: int = 0) -> Any:
+        return calls((x, y, z))
+
+    assert await f(1, 2, z=3) == (1, 2, 3)
+    assert await f(y=2, x=5) == (1, 2, 3)
+    assert f.key(1) == "custom:0"
+
+
 async def test_a_key_function_does_not_get_what_is_ignored(cache: Cache, calls: Calls):
     """Neither from a call nor from a helper, so that both make one key."""
 
