@@ -234,14 +234,13 @@ class _Stream:
             await finished(self._close(self._cursor))
 
     async def _follow(self) -> None:
-        me, replied = self.task, False
+        replied = False
         await self._connect(self.since)
-        # pymongo may take a cancellation for a lost connection, where its own tasks are cancelled with this one.
-        while not self.ended and not me.cancelling():
+        while not self.ended:
             try:
                 reply = await self._more()
             except BackendError:
-                if not replied or me.cancelling():
+                if not replied:
                     raise
                 replied = False
                 await self._connect(self._token)

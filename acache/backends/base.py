@@ -14,7 +14,8 @@ The contract, for all of it:
 * A value over the engine's ``value_limit`` (bytes; ``None``: no limit of its own) is a `ValueTooLarge` that names limit
   and size, a key that is empty, no text or not within ``key_limits`` an `InvalidKey`: both before anything is sent.
 * Only acache's own errors are raised (`acache.errors`), with the engine's as ``__cause__``.
-* A cancelled call leaves the engine's connection usable and in step: the next reply answers the next question.
+* A cancelled call is cancelled, unless it had ended, and leaves the engine's connection usable and in step: the next
+  reply answers the next question.
 * Nothing connects before the first operation; ``aclose`` twice is harmless.
 """
 

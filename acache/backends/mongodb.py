@@ -48,6 +48,7 @@ from ..errors import (
     ValueTooLarge,
 )
 from ._gather import Gatherer
+from ._heeding import heeding
 from ._mongodb import CHUNK_BYTES, Chunks, finished, pieces
 from ._mongodb_changes import AWAITED, Changes, Newest, Place, stages
 from .base import KeyLimits, Listener, Version, batch_error, check_key, check_value
@@ -770,7 +771,7 @@ async def _run(entries: Any, command: Json, session: Any = None) -> Json:
 
 async def _translated(operation: Awaitable[T]) -> T:
     try:
-        return await operation
+        return await heeding(operation)
     except (errors.PyMongoError, BSONError, OSError, RuntimeError) as error:
         raise _translate(error) from error
 

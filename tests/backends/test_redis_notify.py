@@ -140,3 +140,24 @@ async def test_a_subscription_that_is_cancelled_while_it_connects_leaves_nothing
         while await clients(backend, name):
             await asyncio.sleep(0.01)
     await backend.aclose()
+
+
+@pytest.mark.parametrize("query", ["protocol=2", "protocol=3", "multiplex=false"])
+async def test_a_cancelled_listener_ends_at_whichever_turn(redis_url: str, query: str):
+    """While it connects, subscribes, waits: whoever waits for it to end would wait for ever."""
+    backend, topic = RedisBackend.from_url(f"{redis_url}?{query}"), uuid.uuid4().hex
+
+    async def listen() -> None:
+        async with backend.subscribe(topic) as messages:
+            async for _ in messages:
+                pass
+
+    for attempt in range(400):
+        task: asyncio.Task[Any] = asyncio.create_task(listen())
+        for _ in range(attempt % 80):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, late = await asyncio.wait([task], timeout=20)
+        assert not late, attempt % 80
+        assert task.cancelled()
+    await backend.aclose()

@@ -20,6 +20,7 @@ from ...errors import (
     ConfigurationError,
     DecodeError,
 )
+from .._heeding import heeding
 from .address import Address
 from .lines import Line, Lines, Lost
 from .resp import make_reader, pack, pack_get, pack_set
@@ -198,7 +199,7 @@ class PoolTransport:
         with self._under_way:
             try:
                 async with self._free:
-                    return await self._client.execute_command(*command)  # type: ignore[no-untyped-call]
+                    return await heeding(self._client.execute_command(*command))  # type: ignore[no-untyped-call]
             except _FAILURES as error:
                 raise _translated(error) from error
 
@@ -212,7 +213,7 @@ class PoolTransport:
             try:
                 with self._under_way:
                     async with self._free:
-                        replies += await pipeline.execute(raise_on_error=False)
+                        replies += await heeding(pipeline.execute(raise_on_error=False))
             except _FAILURES as error:
                 replies += [error] * (len(commands) - len(replies))
                 break
@@ -343,7 +344,7 @@ class ClusterTransport:
 
     async def _masters(self, again: bool) -> Mapping[str, Lines]:  # noqa: FBT001 - called by position
         with self._under_way:
-            await self._client.initialize()
+            await heeding(self._client.initialize())
             if again:
                 await self._read_map()
         return {node.name: self._teller(node) for node in self._client.get_primaries()}
@@ -430,7 +431,7 @@ class ClusterTransport:
         """See `Transport.scan`; keys that move between two nodes meanwhile may be listed twice, or missed."""
         failure: AcacheError | None = None
         try:
-            await self._client.initialize()
+            await heeding(self._client.initialize())
         except _FAILURES as error:
             raise _translated(error) from error
         for node in self._client.get_primaries():
@@ -522,13 +523,13 @@ class ClusterTransport:
     async def _say(self, node: ClusterNode, command: Command) -> Any:
         with self._under_way:
             async with self._connection(node):
-                return await node.execute_command(*command)
+                return await heeding(node.execute_command(*command))
 
     async def _say_all(self, node: ClusterNode, commands: Sequence[Command]) -> list[Any]:
         batch = [PipelineCommand(index, *command) for index, command in enumerate(commands)]
         with self._under_way:
             async with self._connection(node):
-                await node.execute_pipeline(batch)
+                await heeding(node.execute_pipeline(batch))
         return [command.result for command in batch]
 
     def _connection(self, node: ClusterNode) -> asyncio.Semaphore:
@@ -542,7 +543,7 @@ class ClusterTransport:
             return await self._owner_of(key)
 
     async def _owner_of(self, key: Any) -> ClusterNode:
-        await self._client.initialize()
+        await heeding(self._client.initialize())
         node = self._client.get_node_from_key(key)
         if node is not None and node.name in self._suspects:
             await self._read_map()
@@ -566,7 +567,7 @@ class ClusterTransport:
         """Ask a node which slots are where; without an answer the old map stays."""
         self._suspects.clear()
         try:
-            await self._client.nodes_manager.initialize()
+            await heeding(self._client.nodes_manager.initialize())
         except _FAILURES:
             return
         self._tracks.moved([node.name for node in self._client.get_primaries()])
@@ -613,14 +614,15 @@ class PackageFeed:
     async def send(self, *command: Argument) -> None:
         """See `Feed.send`."""
         try:
-            await self._connection.send_command(*command, check_health=False)
+            await heeding(self._connection.send_command(*command, check_health=False))
         except _FAILURES as error:
             raise _translated(error) from error
 
     async def receive(self, seconds: float) -> Any:
         """See `Feed.receive`."""
         try:
-            return await self._connection.read_response(timeout=seconds, disconnect_on_error=False, push_request=True)
+            reading = self._connection.read_response(timeout=seconds, disconnect_on_error=False, push_request=True)
+            return await heeding(reading)
         except _FAILURES as error:
             raise _translated(error) from error
 
@@ -632,7 +634,7 @@ class PackageFeed:
 async def _open_feed(make: Callable[[], Any]) -> Feed:
     connection = make()
     try:
-        await connection.connect()
+        await heeding(connection.connect())
     except BaseException as error:  # as in `_open_line`
         await connection.disconnect(nowait=True)
         if isinstance(error, _FAILURES):
@@ -650,7 +652,7 @@ async def _open_line(
     """Let the package connect and log in, and take the connection over."""
     connection = make()
     try:
-        await connection.connect()
+        await heeding(connection.connect())
     except BaseException as error:  # cancelled, too: not every version of the package closes what it had opened
         await connection.disconnect(nowait=True)
         if isinstance(error, RuntimeError):  # uvloop's word for writing to what the other side has closed

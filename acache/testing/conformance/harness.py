@@ -58,18 +58,23 @@ async def expecting(kind: type[E], operation: Awaitable[object], what: object = 
 
 
 async def settled(operation: Awaitable[object], turns: int) -> bool:
-    """Start ``operation``, cancel it after so many turns of the loop, and wait; tell whether it was cancelled."""
+    """Start ``operation``, cancel it after so many turns of the loop, and wait; tell whether it was cancelled.
+
+    That is so unless it had ended before: a cancellation that is not heeded lets whoever waits for the task wait for
+    ever.
+    """
     task = asyncio.ensure_future(operation)
     for _ in range(turns):
         if task.done():
             break
         await asyncio.sleep(0)
+    if task.done():
+        task.result()
+        return False
     task.cancel()
     await asyncio.wait([task])
-    if task.cancelled():
-        return True
-    task.result()
-    return False
+    assert task.cancelled(), f"cancelled after {turns} turns, and went on"
+    return True
 
 
 def witnesses(stem: str, number: int = 3) -> dict[str, bytes]:
