@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from cases import CAPACITY, TTL, VALUE, Case
@@ -28,8 +30,7 @@ async def misses(effort: Effort) -> list[dict[str, Any]]:
     Once in a while, after a second at first, a read is let through to see whether the far tier is back: that one is
     in the numbers too, but the median over the rounds does not know it.
     """
-    logging.getLogger("acache").setLevel(logging.ERROR)  # each change of the breaker is a warning
-    with socket.socket() as nobody:
+    with socket.socket() as nobody, _quiet():
         nobody.bind(("127.0.0.1", 0))  # and does not listen: whoever connects is refused
         url = f"redis://127.0.0.1:{nobody.getsockname()[1]}"
         sides = [_side("no far tier", None), _side("breaker open", url)]
@@ -37,6 +38,18 @@ async def misses(effort: Effort) -> list[dict[str, Any]]:
             {"name": case.name, "title": case.title, "rows": await time_case(case, sides, effort, base=sides[0])}
             for case in _CASES
         ]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Log no warnings: each change of the breaker is one."""
+    logger = logging.getLogger("acache")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _side(name: str, url: str | None) -> Contender:
