@@ -33,6 +33,7 @@ from acache import (
     DecodeError,
     InvalidKey,
     KeyMissing,
+    Policy,
     ValueTooLarge,
 )
 from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Touch
@@ -694,7 +695,9 @@ async def test_a_load_does_not_undo_the_delete_of_another_cache(endpoint: str, t
         return "stale"
 
     one, two = built(endpoint, table), built(endpoint, table)
-    loading, deleting = Cache(one, memory=None, namespace="n"), Cache(two, memory=None, namespace="n")
+    patient = Policy(backend_timeout=20)
+    loading = Cache(one, memory=None, namespace="n", policy=patient)
+    deleting = Cache(two, memory=None, namespace="n", policy=patient)
     async with loading, deleting:
         for _ in range(2):  # over nothing, over a tombstone
             begun.clear()
@@ -1186,7 +1189,7 @@ async def test_a_cache_goes_on_without_its_server(private_dynamodb: Callable[...
     """Reads are misses, deletes say so, and it recovers by itself."""
     server = private_dynamodb()
     backend = built(server.url, "acache", create_table=True)
-    async with Cache(backend, namespace="n", memory=None) as cache:
+    async with Cache(backend, namespace="n", memory=None, policy=Policy(backend_timeout=20)) as cache:
         await backend.set("warm", b"v", ttl=60)
         await cache.set("k", "v")
         server.kill()

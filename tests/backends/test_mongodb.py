@@ -28,6 +28,7 @@ from acache import (
     ConfigurationError,
     DecodeError,
     KeyMissing,
+    Policy,
     ValueTooLarge,
 )
 from acache.backends import Add, Batch, Cas, Clear, Counter, Scan, Stream, Touch
@@ -428,7 +429,9 @@ async def test_a_load_does_not_undo_the_delete_of_another_cache(backend: MongoDB
         await gate.wait()
         return "stale"
 
-    loading, deleting = Cache(backend, memory=None, namespace="n"), Cache(other, memory=None, namespace="n")
+    patient = Policy(backend_timeout=20)
+    loading = Cache(backend, memory=None, namespace="n", policy=patient)
+    deleting = Cache(other, memory=None, namespace="n", policy=patient)
     async with loading, deleting:
         task = asyncio.create_task(loading.get_or_load("k", load, ttl=60))
         await begun.wait()

@@ -17,7 +17,7 @@ import pymongo
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 
-from acache import BackendError, BackendRefused, BackendTimeout, BackendUnavailable, Cache, Memory
+from acache import BackendError, BackendRefused, BackendTimeout, BackendUnavailable, Cache, Memory, Policy
 from acache.backends import Track
 from acache.backends.mongodb import MongoDBBackend
 
@@ -567,7 +567,7 @@ async def test_a_cache_over_a_server_alone_trusts_near_copies_for_a_few_seconds(
 ):
     """It works as it would without, and says so."""
     name = f"acache_{uuid.uuid4().hex}"
-    async with Cache(make(mongodb_url, name), memory=Memory()) as cache:
+    async with Cache(make(mongodb_url, name), memory=Memory(), policy=Policy(backend_timeout=20)) as cache:
         await cache.set("k", 1)
         assert await cache.get("k") == 1
         assert cache.stats().coherence is None
@@ -725,8 +725,9 @@ async def test_what_one_cache_writes_no_other_answers_with_the_old_value_of(
     make: Callable[..., Any], replica_set: PrivateMongoDB, database: str
 ):
     """From the moment it was told, which is soon after it was written."""
-    one = Cache(make(replica_set, database), memory=Memory(), namespace="n")
-    two = Cache(make(replica_set, database), memory=Memory(), namespace="n")
+    patient = Policy(backend_timeout=20)
+    one = Cache(make(replica_set, database), memory=Memory(), namespace="n", policy=patient)
+    two = Cache(make(replica_set, database), memory=Memory(), namespace="n", policy=patient)
     async with one, two:
         for number in range(20):
             await one.set("k", number)

@@ -23,6 +23,7 @@ from acache import (
     ConfigurationError,
     DecodeError,
     InvalidKey,
+    Policy,
     ValueTooLarge,
 )
 from acache.backends import Add, Batch, Cas, Clear, Counter, Notify, Scan, Stream, Touch
@@ -39,7 +40,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 async def cache(redis_url: str) -> AsyncIterator[Cache]:
-    async with Cache.from_url(redis_url, memory=None, namespace=f"redis:{uuid.uuid4().hex}") as cache:
+    patient = Policy(backend_timeout=20)
+    async with Cache.from_url(redis_url, memory=None, namespace=f"redis:{uuid.uuid4().hex}", policy=patient) as cache:
         yield cache
         await cache.clear()
 
