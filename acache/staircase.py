@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, cast
 from .backends.base import Version
 from .clock import FOREVER, ttl_seconds
 from .codecs.base import encode_under
-from .coherence import EPOCH, TagCell
+from .coherence import EPOCH, Heard, TagCell
 from .entry import Entry, pack
 from .errors import BackendError, ConfigurationError, LoadTimeout
 from .events import logger
@@ -64,7 +64,7 @@ class _Attempt:
     """Those of its tags, and of the namespace, from before its look at the far tier."""
     tokens: Mapping[str, bytes] = field(default_factory=dict)
     """What that look said of their tokens."""
-    heard: set[str] | None = None
+    heard: Heard | None = None
     """The tags that were invalidated in this process while the loader ran."""
     away: bool = False
     """Whether the far tier failed to answer."""
@@ -117,6 +117,7 @@ class Staircase:
                 return self._tiers.own(early, load.type)
             if not started:
                 self._notes.coalesced(load.key, load.counters)
+            arrived = flight.heard.count if flight.heard is not None else 0
             waiter = flights.join(flight, _patience(policy))
             try:
                 result = await waiter
@@ -127,6 +128,8 @@ class Staircase:
             except BaseException:
                 flight.leave(waiter)
                 raise
+            if 0 < flight.outdated <= arrived:
+                continue  # it began before the invalidation of a tag that it learnt of later; this caller came after
             if type(result) is not _Fallback:
                 return self._tiers.own(result, load.type)
             if self._takes(result, policy):
@@ -185,12 +188,15 @@ class Staircase:
             flight = self._scope.flights.start(load.key, fly, tags=load.tags, background=behind)
         else:
             self._notes.coalesced(load.key, load.counters)
+        arrived = flight.heard.count if flight.heard is not None else 0
         waiter = self._scope.flights.join(flight, NEVER)
         try:
             result = await waiter
         except BaseException:
             flight.leave(waiter)
             raise
+        if 0 < flight.outdated <= arrived:
+            return await self.reload(load)  # as in `resolve`
         if type(result) is not _Fallback:
             return self._tiers.own(result, load.type)
         if result.error is None:
@@ -383,7 +389,7 @@ class Staircase:
         context = LoadContext(load.key, load.tags, self._entry(stale, load.policy))
         flight.tags = context.tags  # the same set: what the loader adds is found by an invalidation
         running_load.set(context)  # in the flight's own copy of the context
-        attempt.heard = self._scope.tags.listen()
+        attempt.heard = flight.heard = self._scope.tags.listen()
         load.counters.loads += 1
         started = self._now()
         attempt.mark.loading = True
@@ -400,6 +406,7 @@ class Staircase:
         if flight.over:
             return value
         took = self._now() - started
+        flight.outdated = attempt.heard.last_of(context.tags)
         self._scope.backoffs.pop(load.key, None)
         self._notes.loaded(load.key, took)
         if flight.abandoned:
@@ -519,7 +526,7 @@ class Staircase:
         late = tag_names(context.tags.difference(attempt.load.tags))
         if not late:
             return True
-        if not (attempt.heard or set()).isdisjoint(late):
+        if attempt.heard is not None and attempt.heard.last_of(late):
             return False
         attempt.cells += self._scope.tags.cells(late)
         if attempt.remote is None or attempt.version is _UNKNOWN:

@@ -426,6 +426,37 @@ async def test_newcomers_after_an_invalidation_of_an_added_tag_get_a_load_of_the
     assert (await first, await second) == (1, 2)
 
 
+@pytest.mark.parametrize("how", ["get_or_load", "refresh"])
+async def test_newcomers_after_an_invalidation_of_a_tag_that_is_added_later_get_a_load_of_their_own(
+    cache: Cache, how: str
+):
+    """The load that they joined could not know yet; those who waited before the invalidation take what it has."""
+    begun, go, calls = asyncio.Event(), asyncio.Event(), []
+
+    async def read() -> int:
+        calls.append(1)
+        number = len(calls)
+        begun.set()
+        await go.wait()
+        current_load().tags.add("team")
+        return number
+
+    first = asyncio.create_task(cache.get_or_load("k", read))
+    await begun.wait()
+    before = asyncio.create_task(cache.get_or_load("k", read))
+    await asyncio.sleep(0)
+    await cache.invalidate_tags("other", "team")
+    after = [asyncio.create_task(getattr(cache, how)("k", read)) for _ in range(3)]
+    await asyncio.sleep(0)
+    await cache.invalidate_tags("another")
+    last = asyncio.create_task(cache.get_or_load("k", read))
+    await asyncio.sleep(0)
+    go.set()
+    assert (await first, await before) == (1, 1)
+    assert await asyncio.gather(*after, last) == [2] * 4
+    assert len(calls) == 2
+
+
 # Where it is ---------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,6 @@
 
 from .channel import Channel, ChannelState, Member, Trust
 from .messages import Messages
-from .tags import EPOCH, TagCell, Tags
+from .tags import EPOCH, Heard, TagCell, Tags
 
-__all__ = ["EPOCH", "Channel", "ChannelState", "Member", "Messages", "TagCell", "Tags", "Trust"]
+__all__ = ["EPOCH", "Channel", "ChannelState", "Heard", "Member", "Messages", "TagCell", "Tags", "Trust"]

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from typing import Final
 from weakref import WeakValueDictionary
 
-__all__ = ["EPOCH", "TagCell", "Tags"]
+__all__ = ["EPOCH", "Heard", "TagCell", "Tags"]
 
 EPOCH: Final = ""
 """What no user's tag is called: the namespace itself, whose token every entry in it carries."""
@@ -37,6 +37,26 @@ class TagCell:
         """When that was asked for last; monotonic."""
 
 
+class Heard:
+    """The tags that were invalidated while somebody listened, each with which invalidation was its last."""
+
+    __slots__ = ("_last", "count")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._last: Final[dict[str, int]] = {}
+
+    def hear(self, tags: Iterable[str]) -> None:
+        """Take note of one more invalidation."""
+        self.count += 1
+        for tag in tags:
+            self._last[tag] = self.count
+
+    def last_of(self, tags: Iterable[str]) -> int:
+        """Return which invalidation was the last that named one of ``tags``; 0: none did."""
+        return max([self._last.get(tag, 0) for tag in tags], default=0)
+
+
 class Tags:
     """The cells of one namespace."""
 
@@ -44,7 +64,7 @@ class Tags:
 
     def __init__(self) -> None:
         self._cells: Final[WeakValueDictionary[str, TagCell]] = WeakValueDictionary()
-        self._listening: Final[dict[int, set[str]]] = {}
+        self._listening: Final[set[Heard]] = set()
         self._of_namespace: TagCell | None = None
         self.era = 0
         """Counts the times at which what was mirrored stopped being known to be so."""
@@ -70,24 +90,24 @@ class Tags:
         for cell in tuple(self._cells.values()):
             cell.token = None
 
-    def listen(self) -> set[str]:
-        """Return a set that gets the name of every tag that is spoilt, until `unlisten`.
+    def listen(self) -> Heard:
+        """Return what hears of every tag that is spoilt, until `unlisten`.
 
         For a load that learns only while it runs under which tags its value belongs.
         """
-        heard: set[str] = set()
-        self._listening[id(heard)] = heard
+        heard = Heard()
+        self._listening.add(heard)
         return heard
 
-    def unlisten(self, heard: set[str]) -> None:
-        """Add nothing more to ``heard``."""
-        del self._listening[id(heard)]
+    def unlisten(self, heard: Heard) -> None:
+        """Tell ``heard`` nothing more."""
+        self._listening.discard(heard)
 
     def spoil(self, tags: Iterable[str]) -> None:
         """Make everything that holds one of ``tags`` invalid."""
         tags = tuple(tags)
-        for heard in self._listening.values():
-            heard.update(tags)
+        for heard in self._listening:
+            heard.hear(tags)
         for tag in tags:
             if (cell := self._cells.pop(tag, None)) is not None:
                 cell.spoilt = True

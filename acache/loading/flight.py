@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from ..clock import Clock
 from ..errors import CacheClosed, RecursiveLoad, short
@@ -25,6 +25,13 @@ UNSERVED: Final[Any] = object()
 
 flying: Final[ContextVar[Node | None]] = ContextVar("acache_flight", default=None)
 """What the running code is part of: whatever it waits for, this waits for."""
+
+
+class Hearing(Protocol):
+    """What hears of invalidations."""
+
+    count: int
+    """How many there were."""
 
 
 class Node:
@@ -58,7 +65,7 @@ class Flight(Node):
 
     __slots__ = (
         *("_early", "_early_since", "_task", "_waiters"),
-        *("background", "inside", "loop", "over", "stopped", "tags"),
+        *("background", "heard", "inside", "loop", "outdated", "over", "stopped", "tags"),
     )
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
@@ -67,6 +74,10 @@ class Flight(Node):
         self.loop: Final = loop
         self.background = background
         """Whether it goes on when nobody waits any more."""
+        self.heard: Hearing | None = None
+        """The invalidations since its loader began."""
+        self.outdated = 0
+        """The last of them that was about its value: nothing for those who came after it.  0: none was."""
         self.inside = False
         """Whether some other load waits for it."""
         self._early: Any = UNSERVED
