@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
@@ -155,6 +156,14 @@ class Policy:
         if not self.jitter or ttl == FOREVER:
             return ttl
         return ttl * (1.0 - self.jitter * random.random())  # noqa: S311 - spreads load, guards nothing
+
+    def lead(self, load_time: float) -> float:
+        """Draw how many seconds before its end a value that took so long to load is refreshed early.
+
+        XFetch: ``load_time`` times beta times an exponentially distributed number (Vattani, Chierichetti and
+        Lowenstein, "Optimal Probabilistic Cache Stampede Prevention", 2015).
+        """
+        return -load_time * self.early_refresh * math.log(1.0 - random.random())  # noqa: S311 - spreads load
 
 
 def _is_number(value: object) -> bool:

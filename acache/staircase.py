@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from math import log
-from random import random
 from types import TracebackType
 from typing import Any, Final, NamedTuple, cast
 
@@ -34,6 +32,8 @@ __all__ = ["Staircase", "ahead"]
 
 _ATTEMPTS: Final = 3
 _BACKOFFS: Final = 1000
+_SAME: Final = 0.05
+"""Seconds by which two looks at one entry may find its end differently."""
 NEVER: Final = -FOREVER
 _UNKNOWN: Final[Any] = object()
 
@@ -101,7 +101,8 @@ class Staircase:
             if record is not None and fresh_until_of(record) > now:
                 self._notes.hit(key, "near", counters=load.counters)
                 if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
-                    flights.start(key, partial(self._fly_again, load, record), tags=load.tags, background=True)
+                    ahead = self._fly_again if self._tiers.remote is None else self._fly_ahead
+                    flights.start(key, partial(ahead, load, record), tags=load.tags, background=True)
                 return self._tiers.value_of(record, load.type)
             flight = flights.current(key)
             started = flight is None
@@ -360,6 +361,27 @@ class Staircase:
         finally:
             self._end(attempt)
 
+    async def _fly_ahead(self, load: Load, record: Record, flight: Flight) -> Any:
+        """Load behind a hit on a near copy, unless the far entry was refreshed already."""
+        attempt = await self._begin(load)
+        attempt.served = True
+        try:
+            assert attempt.remote is not None  # noqa: S101 - what this is for
+            received = await self._look(attempt, attempt.remote)
+            if attempt.away:
+                return self._tiers.value_of(record, load.type)  # a value could not be stored
+            now, extra = self._now(), terms_of(record)[2]
+            if received is not None and extra is not None and received.fresh_for > extra.ends_at - now + _SAME:
+                if attempt.mark.intact:
+                    self._tiers.keep_received(load.key, received, load.policy)
+                return received.value
+            attempt.stale = received or self._stale(record, now, load.type)
+            if load.policy.lease and attempt.version is not _UNKNOWN:
+                return await self._load_alone(attempt, attempt.remote, flight)
+            return await self._load(attempt, flight)
+        finally:
+            self._end(attempt)
+
     def _end(self, attempt: _Attempt) -> None:
         self._scope.watch.close(attempt.load.key, attempt.mark)
         if attempt.heard is not None:
@@ -513,12 +535,12 @@ class Staircase:
                 return
             if attempt.lease is not None:
                 await attempt.lease.hand_over(pack(envelope))
-        load_time = took if load.policy.early_refresh else 0.0
-        if remote is not None:
-            lifetime = until_due(lifetime, lifetime, load.policy)
         if attempt.mark.intact:
             cells = tuple([cell for cell in attempt.cells if cell.tag != EPOCH])
-            self._tiers.keep(load.key, value, lifetime, cells=cells, load_time=load_time)
+            load_time = took if load.policy.early_refresh else 0.0
+            near = lifetime if remote is None else until_due(lifetime, lifetime, load.policy)
+            ends_at = self._now() + lifetime
+            self._tiers.keep(load.key, value, near, cells=cells, load_time=load_time, ends_at=ends_at)
         self._notes.stored(load.key, lifetime)
 
     async def _take_late_tags(self, attempt: _Attempt, context: LoadContext) -> bool:
@@ -573,9 +595,12 @@ class Staircase:
             raise ConfigurationError(msg) from None
 
     def _due(self, record: Record, policy: Policy, now: float) -> bool:
-        """Tell whether a fresh near value should be refreshed behind; over a far tier its dates decide instead."""
+        """Tell whether a fresh near value should be refreshed behind."""
         fresh_until, span, extra = terms_of(record)
-        if self._tiers.remote is not None or fresh_until == FOREVER:
+        if self._tiers.remote is not None:
+            # When ``refresh_ahead`` is due, the copy has ended.
+            return extra is not None and extra.ends_at > 0 and _early(policy, extra.ends_at - now, 0.0, extra.load_time)
+        if fresh_until == FOREVER:
             return False
         return _early(policy, fresh_until - now, span, 0.0 if extra is None else extra.load_time)
 
@@ -613,8 +638,7 @@ def _early(policy: Policy, left: float, ttl: float, load_time: float) -> bool:
     """Tell whether a value with ``left`` of its ``ttl`` seconds should be refreshed behind."""
     if policy.refresh_ahead is not None and left <= ttl * (1.0 - policy.refresh_ahead):
         return True
-    # XFetch: refresh when  -load_time * beta * ln(random)  reaches the time that is left.
-    return bool(policy.early_refresh) and -load_time * policy.early_refresh * log(1.0 - random()) >= left  # noqa: S311
+    return bool(policy.early_refresh) and policy.lead(load_time) >= left
 
 
 def _left(policy: Policy, waited: float) -> float:

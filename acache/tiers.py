@@ -52,6 +52,8 @@ class Extra(NamedTuple):
 
     cells: tuple[TagCell, ...]
     load_time: float
+    ends_at: float = 0.0
+    """When the far entry ends, of which this is a copy; monotonic.  0.0: not known, or nobody asks."""
 
 
 class Received(NamedTuple):
@@ -334,20 +336,31 @@ class Tiers:
         return encode_under(key, value, self.codec) if self.isolated else value
 
     def keep(
-        self, key: str, value: Any, lifetime: float, *, cells: tuple[TagCell, ...] = (), load_time: float = 0.0
+        self,
+        key: str,
+        value: Any,
+        lifetime: float,
+        *,
+        cells: tuple[TagCell, ...] = (),
+        load_time: float = 0.0,
+        ends_at: float = 0.0,
     ) -> None:
         """Put a value near."""
         if self.space is not None:
-            extra = Extra(cells, load_time) if cells or load_time else None
+            extra = Extra(cells, load_time, ends_at) if cells or load_time else None
             self.put(key, self.form(key, value), lifetime, extra, self.now())
 
     def keep_received(self, key: str, received: Received, policy: Policy | None = None) -> None:
         """Put what came from the far tier near, for as long as it may hide the original."""
         if self.space is not None and received.ttl > 0:
-            lifetime = until_due(received.fresh_for, received.ttl, policy or self.policy)
-            extra = received.extra if received.extra is not None and received.extra.cells else None
+            policy, now, extra = policy or self.policy, self.now(), received.extra
+            lifetime = until_due(received.fresh_for, received.ttl, policy)
+            if extra is not None and extra.load_time and policy.early_refresh:
+                extra = extra._replace(ends_at=now + received.fresh_for)
+            elif extra is not None and not extra.cells:
+                extra = None
             if lifetime > 0:
-                self.put(key, self.form(key, received.value), lifetime, extra, self.now())
+                self.put(key, self.form(key, received.value), lifetime, extra, now)
 
     def put(self, key: str, form: Any, lifetime: float, extra: Extra | None, now: float) -> None:
         """Put near what `form` made of a value."""

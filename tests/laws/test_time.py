@@ -746,6 +746,41 @@ async def test_early_refresh_is_likelier_near_the_end(build: Build, clock: FakeC
     assert await refreshed(left=500, takes=0.001) == 0
 
 
+async def test_early_refresh_looks_at_every_hit(build: Build, clock: FakeClock):
+    """Also at those on a near copy: a key that is read all the time is reloaded behind, again and again."""
+    source = Source(clock, 10)
+    async with build(ttl=60, early_refresh=1.0) as cache:
+        await cache.get_or_load("k", source)
+        misses = cache.stats().misses
+        for _ in range(2000):
+            clock.advance(0.1)
+            await cache.get_or_load("k", source)
+            await settle()
+        assert source.count >= 4
+        assert cache.stats().misses == misses
+
+
+async def test_an_early_refresh_of_another_process_is_taken(clock: FakeClock):
+    """Who is due to reload, and finds the entry newer than the own copy, has nothing to load."""
+    backend, first, second = MemoryBackend(clock=clock), Source(clock, 10), Source(clock, 10)
+    one = Cache(backend, clock=clock, memory=Memory(ttl=60), policy=Policy(ttl=60))
+    two = Cache(backend, clock=clock, memory=Memory(ttl=60), policy=Policy(ttl=60, early_refresh=1e9))  # always due
+    async with one, two:
+        await one.get_or_load("k", first)
+        await two.get_or_load("k", second)
+        await settle()
+        assert (first.count, second.count) == (1, 1)
+        clock.advance(20)
+        assert await one.refresh("k", first) == 2
+        assert await two.get_or_load("k", second) == 1
+        await settle()
+        assert second.count == 1
+        assert two.peek("k") == 2
+        assert await two.get_or_load("k", second) == 2
+        await settle()
+        assert second.count == 2
+
+
 async def test_early_refresh_is_off_by_default(build: Build, clock: FakeClock):
     """Up to the last moment nothing is loaded."""
     source = Source(clock, 10)
