@@ -1278,7 +1278,7 @@ class Cache:
             case "armed", _:
                 logger.info("%r tells of changes: near copies are kept until they end or change", backend)
             case "lost", "messages":
-                logger.warning("messages over %r may be missed: its near tier was emptied (%s)", backend, reason)
+                logger.warning("messages over %r may be missed, until the subscription is back (%s)", backend, reason)
             case "lost", _:
                 logger.warning("%r may not tell of changes: its near tier is bypassed until it does", backend)
             case "refused", _:

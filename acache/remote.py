@@ -291,8 +291,12 @@ class Remote:
         for _ in range(_ATTEMPTS if envelopes else 0):
             first = next(iter(envelopes.values()))
             if not self.tokens.seal or first.epoch != NO_EPOCH:
+                mirrored = bool(self.tokens.known(self.tokens.seal))
                 storing = self._store(wires, envelopes, _lifetime(first.keep_for))
                 _, tokens = await self.beside(storing, self.tokens.seal)
+                if mirrored:
+                    # What was changed before this was stored has been told by now, over the same connection.
+                    tokens = self.tokens.known(self.tokens.seal)
             if not self.tokens.seal or tokens.get(EPOCH) == first.epoch:
                 return
             epoch = (await self.tokens.make(self.tokens.seal, tokens or None))[EPOCH]
@@ -379,12 +383,16 @@ class Remote:
             await self.delete(key)
             return
         if data is None:
-            if age <= FILL_WITHIN and envelope.keep_for > age:
-                if self.tokens.seal and envelope.epoch == NO_EPOCH:
-                    envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal))[EPOCH])
-                await self._calls.change(
-                    self._cas.set_if, wire, pack(envelope), version, ttl=_lifetime(envelope.keep_for - age)
-                )
+            if age > FILL_WITHIN or envelope.keep_for <= age:
+                return
+            if self.tokens.seal:
+                epoch = await self.tokens.epoch_after(envelope.epoch)
+                if epoch is None:
+                    return  # somebody has cleared since, or the server came back empty and another began anew there
+                envelope = envelope._replace(epoch=epoch)
+            await self._calls.change(
+                self._cas.set_if, wire, pack(envelope), version, ttl=_lifetime(envelope.keep_for - age)
+            )
             return
         with suppress(DecodeError):  # a counter, or no record of this format: it goes too
             there = unpack(data)

@@ -258,6 +258,18 @@ class Tokens:
         """The epoch as it was seen last, perhaps long ago; `NO_EPOCH` if it was not seen yet, or there is none."""
         return self.known(self.seal).get(EPOCH) or (self._tags.latest_epoch if self.seal else None) or NO_EPOCH
 
+    async def epoch_after(self, epoch: bytes) -> bytes | None:
+        """Return the epoch to store under what was to be stored under ``epoch`` a while ago.
+
+        That is the present one, if it is the same, or if that one was lost with everything else and this is what was
+        made in its place here.  ``None``: the namespace may have been cleared since.
+        """
+        known = await self.read(self.seal)
+        present = (await self.make(self.seal, known))[EPOCH]
+        if not known:
+            self._tags.heir = (epoch, present)
+        return present if epoch in (NO_EPOCH, present) or self._tags.heir == (epoch, present) else None
+
     async def renew_epoch(self) -> bool:
         """Give the namespace another epoch; tell whether it may hold counters.
 

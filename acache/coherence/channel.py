@@ -66,10 +66,6 @@ class Member(Hearer, Protocol):
         """Set by the channel."""
         ...
 
-    def distrust(self) -> object:
-        """Keep what is being read out of the near tier, which answers no more from now on."""
-        ...
-
 
 class Channel:
     """What one cache hears of others' changes.

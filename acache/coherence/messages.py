@@ -90,6 +90,10 @@ class Hearer(Protocol):
         """Forget what these keys stand for; ``None``: everything."""
         ...
 
+    def distrust(self) -> object:
+        """Keep what is being read out of the near tier, and what is there only for those who take a stale value."""
+        ...
+
     def drop(self) -> object:
         """Empty the near tier, and keep what is being read out of it."""
         ...
@@ -118,8 +122,8 @@ class Door(Protocol):
 class Ear:
     """Who listens to one namespace, in one task: subscribes, says hello, and hears until the connection is lost.
 
-    What may have been missed meanwhile is unknown, so the near tier is emptied at the loss, and again when a hello has
-    come back.
+    What may have been missed meanwhile is unknown, so the near tier is emptied when a hello has come back; and at the
+    loss, unless somebody may need a stale value: time bounds near copies in any case.
     """
 
     def __init__(self, notify: Notify, clock: Clock, sender: bytes, prefix: str, hearer: Hearer) -> None:
@@ -200,7 +204,7 @@ class Ear:
 
         timer = self._timer = self._clock.call_later(pause * random.uniform(0.5, 1.0), again)  # noqa: S311 - jitter
         if self.state == "armed":
-            self._hearer.drop()
+            self._hearer.distrust()
         self._become("lost", error)
 
     def cancelled(self) -> None:

@@ -60,7 +60,7 @@ class Heard:
 class Tags:
     """The cells of one namespace."""
 
-    __slots__ = ("_cells", "_listening", "_of_namespace", "counted", "era", "ever_counted", "latest_epoch")
+    __slots__ = ("_cells", "_listening", "_of_namespace", "counted", "era", "ever_counted", "heir", "latest_epoch")
 
     def __init__(self) -> None:
         self._cells: Final[WeakValueDictionary[str, TagCell]] = WeakValueDictionary()
@@ -70,6 +70,8 @@ class Tags:
         """Counts the times at which what was mirrored stopped being known to be so."""
         self.latest_epoch: bytes | None = None
         """What the far tier said last of the namespace's token, however long ago."""
+        self.heir: tuple[bytes, bytes] | None = None
+        """A token of the namespace that the far tier had lost, and the one that was made here in its place."""
         self.counted = False
         """Whether it said that there may be counters."""
         self.ever_counted = False

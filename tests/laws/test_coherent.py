@@ -17,12 +17,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import pytest
+import redis
 from redis import asyncio as aioredis
 from redis.crc import key_slot
 
 from acache import BackendError, Cache, ConfigurationError, Memory, MemoryBackend, Msgpack, Policy
 from acache.backends.redis import RedisBackend
 from acache.clock import FOREVER
+from acache.coherence import EPOCH
 from acache.coherence.channel import HEARTBEAT, TRUST
 from acache.entry import Envelope, new_token, pack
 from acache.events import ChannelChanged, InvalidationReceived
@@ -253,6 +255,29 @@ async def test_a_flush_ends_everything(private_redis: Callable[..., Any], until:
     await until(lambda: reader.peek("plain", MISS) == MISS)
     assert reader.peek("tagged", MISS) == MISS
     assert await reader.get_many(["plain", "tagged"]) == {}
+    await far.aclose()
+
+
+@pytest.mark.parametrize("what", ["flushed", "cleared"])
+async def test_a_write_after_the_end_of_everything_stays_although_that_was_not_heard_yet(
+    private_redis: Callable[..., Any], what: str
+):
+    """The word of it is on the connection before the answer to the write."""
+    far = Far(private_redis().url)
+    writer, other = far.cache(), far.cache(coherence=None, memory=None)
+    await writer.set("k", "old", ttl=None)
+    await far.told(writer)
+    with redis.Redis.from_url(far.url) as raw:  # which does not let the loop read
+        if what == "flushed":
+            raw.flushall()
+        else:
+            assert raw.set(writer._remote._keys.tag(EPOCH), bytes(range(8)))
+    await writer.set("k", "new", ttl=None)
+    await writer.set_many({"l": 1, "m": 2}, ttl=None)
+    assert await other.get_many(["k", "l", "m"]) == {"k": "new", "l": 1, "m": 2}
+    assert await writer.get("k") == "new"
+    await far.told(writer)
+    assert await writer.get("k") == "new"
     await far.aclose()
 
 

@@ -547,6 +547,31 @@ async def test_a_lost_subscription_empties_the_near_tier_and_comes_back(
     await fleet.aclose()
 
 
+async def test_stale_values_outlive_the_subscription(private_redis: Callable[..., Any], until: Until):
+    """A server that dies takes the subscription along, and that is when they are needed."""
+    server = private_redis()
+    fleet = Fleet(server.url)
+    await fleet.allow(*UNTRACKED)
+    cache = fleet.cache(clock=None, policy=Policy(ttl=60, stale_if_error=60, backend_timeout=0.5))
+
+    async def load() -> str:
+        return "old"
+
+    async def fail() -> str:
+        raise LookupError
+
+    assert await cache.get_or_load("k", load) == "old"
+    await until(lambda: cache.stats().coherence == "messages")
+    assert await cache.get_or_load("k", load) == "old"
+    server.kill()
+    await until(lambda: cache.stats().channel_losses > 0)
+    async with asyncio.timeout(30):
+        while cache.stats().hits_stale == 0:  # from the end of the near copy's time on
+            assert await cache.get_or_load("k", fail) == "old"
+            await asyncio.sleep(0.05)
+    await cache.aclose()
+
+
 async def test_a_failover_by_sentinel(
     private_redis: Callable[..., Any], private_sentinel: Callable[..., Any], until: Until
 ):

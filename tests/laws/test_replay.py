@@ -185,6 +185,36 @@ async def test_a_write_over_nothing_arrives_with_its_value_and_the_rest_of_its_t
     assert await other.get("k") is None
 
 
+async def test_a_write_arrives_at_a_server_that_came_back_without_the_namespace_s_epoch(
+    cache: Cache, other: Cache, backend: FaultyBackend, drained: Callable[[], Awaitable[None]]
+):
+    """Entries are under an epoch that the server has lost with everything else; there they begin a new one."""
+    await cache.set("before", 1)
+    assert await other.get("before") == 1
+    backend.fail()
+    await cache.set_many({"k": "v", "l": "w"}, ttl=50)
+    backend.mend()
+    await backend.clear("")
+    await drained()
+    assert await other.get_many(["k", "l"]) == {"k": "v", "l": "w"}
+    assert await cache.get_many(["k", "l"]) == {"k": "v", "l": "w"}
+
+
+async def test_a_write_does_not_come_back_after_another_s_clear(
+    cache: Cache, other: Cache, backend: FaultyBackend, drained: Callable[[], Awaitable[None]]
+):
+    """Nor does it leave a record that nobody can read."""
+    await cache.set("before", 1)
+    backend.fail()
+    await cache.set("k", "v", ttl=None)
+    backend.mend()
+    await other.clear()
+    await drained()
+    assert cache.stats().replay_waiting == 0
+    assert await other.get("k") is None
+    assert [key async for key in backend.scan("n::k")] == []
+
+
 async def test_a_value_whose_time_is_over_is_not_sent(
     cache: Cache, other: Cache, backend: FaultyBackend, clock: FakeClock, settle: Callable[..., Awaitable[None]]
 ):
