@@ -26,9 +26,10 @@ from .events import BackendFailed, BreakerChanged, ChannelChanged, Counters, Obs
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded, end_loads
-from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
+from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
+from .names import key_prefix
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
 from .staircase import Staircase, ahead

@@ -21,9 +21,10 @@ from .clock import Seconds
 from .coherence import Trust
 from .errors import ConfigurationError, InvalidKey, short
 from .events import Counters, Stats
-from .keys import Template, argument_text, arguments_text, check_key
+from .keys import Template, arguments_text, check_key
 from .loading import Load, LoadContext, running_load
 from .memory import Space, terms_of
+from .names import key_prefix, named, owner_of
 from .policy import Policy
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "build",
     "check_function",
     "in_thread",
-    "key_prefix",
     "type_hints",
 ]
 
@@ -205,22 +205,6 @@ class Rules:
     thread: bool = False
 
 
-def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
-    """Return what the keys of a function begin with.
-
-    Raises:
-        ConfigurationError: a partial application of something that has no stable text.
-    """
-    named, fixed = _named(function), ""
-    if isinstance(function, partial):
-        try:
-            fixed = argument_text([function.args, function.keywords])
-        except (TypeError, RecursionError) as error:
-            msg = f"{_owner(function)}: what the partial application fixed has no stable key ({error}): pass key="
-            raise ConfigurationError(msg) from error
-    return f"{named.__module__}.{named.__qualname__}{fixed}{'' if version is None else f'@{version}'}"
-
-
 def build(function: Callable[P, Any], rules: Rules, hooks: Hooks) -> CachedFunction[P, Any]:
     """Return the cached form of ``function``.
 
@@ -229,23 +213,11 @@ def build(function: Callable[P, Any], rules: Rules, hooks: Hooks) -> CachedFunct
     """
     behind = _Behind(function, rules, hooks)
     wrapper: Any = _compile(behind)
-    update_wrapper(wrapper, _named(function))
+    update_wrapper(wrapper, named(function))
     wrapper.__wrapped__ = function
     for name in ("key", "invalidate", "invalidate_all", "refresh", "bypass", "peek", "set", "stats"):
         setattr(wrapper, name, getattr(behind, name))
     return typing.cast("CachedFunction[P, Any]", wrapper)
-
-
-def _named(function: Any) -> Any:
-    """Return what has the name: the function under a partial application."""
-    while isinstance(function, partial):
-        function = function.func
-    return function
-
-
-def _owner(function: Any) -> str:
-    named = _named(function)
-    return f"{named.__module__}.{named.__qualname__}()"
 
 
 def in_thread(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]]:
@@ -335,7 +307,7 @@ def check_function(function: Any, *, thread: bool) -> None:
     Raises:
         ConfigurationError: it cannot; the message says what would help.
     """
-    name = getattr(_named(function), "__qualname__", repr(function))
+    name = getattr(named(function), "__qualname__", repr(function))
     if isinstance(function, (classmethod, staticmethod)):
         msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
     elif inspect.isasyncgenfunction(function) or (thread and inspect.isgeneratorfunction(function)):
@@ -345,7 +317,7 @@ def check_function(function: Any, *, thread: bool) -> None:
         msg = f"{name} is a coroutine function and does not block: leave thread=True out"
     elif not thread and not inspect.iscoroutinefunction(function):
         msg = f"{name} is not a coroutine function: write it with async def, or pass thread=True if it blocks"
-    elif not callable(function) or not hasattr(_named(function), "__qualname__"):
+    elif not callable(function) or not hasattr(named(function), "__qualname__"):
         msg = f"{name} has no name to make keys from: cache a function written with def"
     else:
         return
@@ -355,7 +327,7 @@ def check_function(function: Any, *, thread: bool) -> None:
 def type_hints(function: Any) -> dict[str, Any]:
     """Return the annotations that can be evaluated."""
     try:
-        return typing.get_type_hints(_named(function))
+        return typing.get_type_hints(named(function))
     except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
         return {}
 
@@ -370,12 +342,12 @@ class Binder:
 
     def __init__(self, function: Callable[..., Any], rules: Rules, declared: Mapping[str, Any] | None = None) -> None:
         self.signature: Final = inspect.signature(function)
-        self.owner: Final = _owner(function)
+        self.owner: Final = owner_of(function)
         parameters = self.signature.parameters
         if isinstance(rules.ignore, str):
             msg = f"{self.owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
             raise ConfigurationError(msg)
-        outside = _named(function).__qualname__.rpartition(".")[0]
+        outside = named(function).__qualname__.rpartition(".")[0]
         first = next(iter(parameters), "")
         of_a_class = outside.rpartition(".")[2] not in ("", "<locals>")
         self._owned_by: Final = first if of_a_class and first in ("self", "cls") else ""
