@@ -13,6 +13,7 @@ import enum
 import json
 import re
 import string
+import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date, datetime, time, timedelta, tzinfo
@@ -33,6 +34,7 @@ __all__ = [
     "check_keys",
     "check_namespace",
     "digest",
+    "module_name",
     "topic_of_changes",
 ]
 
@@ -283,7 +285,25 @@ def _name(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
         msg = f"{cls.__qualname__} is a local class: two of them could share the name"
         raise TypeError(msg)
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{module_name(cls.__module__)}.{cls.__qualname__}"
+
+
+def module_name(module: str) -> str:
+    """Return the name of a module in keys: that of the file for a script, as another process may import it.
+
+    Every script is ``__main__``, and ``__mp_main__`` in the processes that it spawns.
+    """
+    if module not in ("__main__", "__mp_main__") or (main := sys.modules.get(module)) is None:
+        return module
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None and spec.name != "__main__":
+        return str(spec.name)
+    if file is None or file.startswith("<"):  # a session, where there is nothing better
+        return "__main__"
+    from pathlib import Path  # noqa: PLC0415 - takes its time, and few modules are scripts
+
+    path = Path(file)
+    return f"{path.resolve().parent.name}.__main__" if path.stem == "__main__" else path.stem
 
 
 def _fields(cls: type, fields: Mapping[str, Any]) -> str:

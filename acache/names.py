@@ -8,7 +8,7 @@ from types import MethodType, ModuleType
 from typing import Any
 
 from .errors import ConfigurationError
-from .keys import argument_text
+from .keys import argument_text, module_name
 
 __all__ = ["key_prefix", "named", "owner_of"]
 
@@ -33,7 +33,7 @@ def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
         ConfigurationError: it is bound to something, or a partial application of it, that has no stable text.
     """
     inner, fixed = named(function), _fixed(function)
-    return f"{inner.__module__}.{inner.__qualname__}{fixed}{'' if version is None else f'@{version}'}"
+    return f"{module_name(inner.__module__)}.{inner.__qualname__}{fixed}{'' if version is None else f'@{version}'}"
 
 
 def _fixed(function: Any) -> str:

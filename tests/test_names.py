@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +107,79 @@ async def test_invalidating_all_leaves_what_is_bound_alone():
     assert bound.peek(1) == "a1"
     await bound.invalidate_all()
     assert bound.peek(1) is None
+
+
+# Programs ------------------------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import enum
+import multiprocessing
+import sys
+from acache import Cache
+
+class Colour(enum.Enum):
+    RED = 1
+
+@Cache().cached()
+async def get(i, colour=Colour.RED):
+    return i
+
+class Repo:
+    @classmethod
+    async def kind(cls):
+        return 1
+
+keys = [get.key(1), Cache().cached()(Repo.kind).key()]
+
+def tell(_):
+    return keys
+
+if __name__ == "__main__":
+    print(keys)
+    if "spawn" in sys.argv:
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(pool.map(tell, [1])[0])
+"""
+
+
+def run(where: Path, *arguments: str, text: str = "") -> list[str]:
+    """Run Python there and return the lines it prints."""
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=where,
+        env=os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{where}"},
+        input=text,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def keys_of(module: str) -> str:
+    return str([f"{module}.get(i=1,colour={module}.Colour.RED)", f"{module}.Repo.kind<type<{module}.Repo>>()"])
+
+
+def test_a_script_s_functions_are_named_after_it(tmp_path: Path):
+    """Two scripts have two keys, and one script has one in every process, imported or run, however it is started."""
+    package = tmp_path / "package"
+    package.mkdir()
+    for path in ("a.py", "b.py", "package/__init__.py", "package/job.py", "package/__main__.py"):
+        (tmp_path / path).write_text("" if path.endswith("__init__.py") else SCRIPT)
+    for name in ("a", "b"):
+        assert run(tmp_path, f"{name}.py", "spawn") == [keys_of(name)] * 2
+    assert run(package, "../a.py") == [keys_of("a")]
+    assert run(tmp_path, "-c", "import a; print(a.keys)") == [keys_of("a")]
+    assert run(tmp_path, "-m", "a", "spawn") == [keys_of("a")] * 2
+    assert run(tmp_path, "-m", "package.job", "spawn") == [keys_of("package.job")] * 2
+    assert run(tmp_path, "-m", "package") == [keys_of("package.__main__")]
+    assert run(tmp_path, "package") == run(package, ".") == [keys_of("package.__main__")]
+
+
+def test_a_session_s_functions_are_main_s(tmp_path: Path):
+    """Without a file there is no better name."""
+    text = SCRIPT.partition("if __name__")[0] + "print(keys)\n"
+    assert run(tmp_path, "-c", text) == run(tmp_path, "-", text=text) == [keys_of("__main__")]
