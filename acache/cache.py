@@ -29,7 +29,7 @@ from .loading import Batch, Load, Mark, NotLoaded, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
-from .names import key_prefix
+from .names import claim
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
 from .staircase import Staircase, ahead
@@ -1121,8 +1121,9 @@ class Cache:
 
         def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
             check_function(function, thread=thread)
+            made = build(function, rules, self._hooks(rules))
             self._check_name(function, rules)
-            return build(function, rules, self._hooks(rules))
+            return made
 
         return decorate
 
@@ -1140,6 +1141,8 @@ class Cache:
         plan, rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         if negative_ttl is not DEFAULT:
             plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
+        if not isinstance(rules.get("ignore", ""), str):
+            rules["ignore"] = tuple(rules["ignore"])  # an iterator would do for one function only
         return Rules(policy=plan, ttl=rule, **rules)
 
     @overload
@@ -1196,7 +1199,6 @@ class Cache:
 
         def decorate(function: Callable[..., Any]) -> Any:
             check_function(function, thread=thread)
-            self._check_name(function, made)
             counters = self._counters.part()
             hooks = HooksMany(
                 load_many=self._load_many,
@@ -1209,20 +1211,15 @@ class Cache:
                 clock=self._shared.clock,
                 tasks=self._scope.batches,
             )
-            return build_many(function, made, hooks, window)
+            batch: Any = build_many(function, made, hooks, window)
+            self._check_name(function, made)
+            return batch
 
         return decorate
 
     def _check_name(self, function: Any, rules: Rules) -> None:
         if rules.key is None:
-            prefix = (self.namespace, key_prefix(function, rules.version))
-            if prefix in self._shared.functions and getattr(function, "__closure__", None):
-                msg = (
-                    f"{prefix[1]} is cached here already, and this one sees other variables of the function around it:"
-                    " the two would answer each other's calls. Give each a key= or a version= of its own"
-                )
-                raise ConfigurationError(msg)
-            self._shared.functions.add(prefix)
+            claim(self._shared.functions, self.namespace, function, rules.version, rules.ignore)
 
     def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space

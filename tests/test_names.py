@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from acache import Cache, ConfigurationError
+
+ALREADY = r"is cached here already.*key= or a version="
 
 
 class Repo:
@@ -107,6 +111,201 @@ async def test_invalidating_all_leaves_what_is_bound_alone():
     assert bound.peek(1) == "a1"
     await bound.invalidate_all()
     assert bound.peek(1) is None
+
+
+# Two functions of one name -------------------------------------------------------------------------------------------
+
+
+def _two_lambdas(decorate: Any) -> None:
+    decorate(lambda i: i + 1)
+    decorate(lambda i: i + 2)
+
+
+def _two_underscores(decorate: Any) -> None:
+    def _(i: int) -> int:
+        return i + 1
+
+    decorate(_)
+
+    def _(i: int) -> int:
+        return i + 2
+
+    decorate(_)
+
+
+def _partials_of_closures(decorate: Any) -> None:
+    for factor in (1, 2):
+
+        def scale(i: int, more: int, factor: int = factor) -> int:
+            return i * factor + more + unit
+
+        unit = factor
+        decorate(functools.partial(scale, 1))
+
+
+def _ignored_defaults(decorate: Any) -> None:
+    for t in (1, 2):
+
+        def f(i: int, t: int = t) -> int:
+            return i + t
+
+        decorate(f, ignore=("t",))
+
+
+def _ignored_objects(decorate: Any) -> None:
+    for _ in range(2):
+
+        def f(i: int, t: object = object()) -> int:
+            return i
+
+        decorate(f, ignore=("t",))
+
+
+def _classes_of_a_factory(decorate: Any) -> None:
+    for factor in (1, 2):
+
+        class Local:
+            scale = factor
+
+            def get(self, i: int) -> int:
+                return i * self.scale
+
+        decorate(Local.get, ignore=("self",))
+
+
+@pytest.mark.parametrize(
+    "define",
+    [_two_lambdas, _two_underscores, _partials_of_closures, _ignored_defaults, _ignored_objects, _classes_of_a_factory],
+)
+@pytest.mark.parametrize("decorator", ["cached", "cached_many"])
+def test_another_function_of_the_same_name_is_refused(define: Any, decorator: str):
+    """Both would have the same keys, and answer each other's calls."""
+    cache, decorated = Cache(), []
+
+    def decorate(function: Any, **rules: Any) -> None:
+        decorated.append(getattr(cache, decorator)(thread=True, **rules)(function))
+
+    with pytest.raises(ConfigurationError, match=ALREADY):
+        define(decorate)
+    assert len(decorated) == 1
+    define(lambda function, **rules: getattr(Cache(), decorator)(thread=True, **rules)(function))
+
+
+def test_names_are_taken_in_one_namespace():
+    """In another one there are other keys; a key of the user's own takes no name, and a version is part of one."""
+    cache = Cache()
+    for number, rules in enumerate(({}, {"version": 2}, {"key": "k:{i}"}, {"key": "l:{i}"}, {})):
+        view = cache.view(namespace="other") if number == 4 else cache
+        view.cached(thread=True, **rules)(lambda i, number=number: i)  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match=ALREADY):
+        cache.view().cached(thread=True)(lambda i, number=1: i + 1)
+
+
+async def test_one_function_may_be_decorated_twice():
+    """With two ttls, say: it is the same function, wherever and however often its ``def`` is run."""
+    cache, limit, unit = Cache(), Nameless(), 2
+
+    def define() -> Any:
+        async def f(i: int, limit: object = limit, unit: int = 3) -> int:
+            return i
+
+        return f
+
+    for _ in range(2):
+        cache.cached(ttl=5, ignore=("limit", "unit"))(define())
+
+    async def closure(i: int) -> int:
+        return i * unit
+
+    for ttl in (5, 10):
+        cache.cached(ttl=ttl)(closure)
+        cache.cached(ttl=ttl)(Repo.get)
+        cache.cached(ttl=ttl)(functools.partial(Repo.get, Repo("a")))
+        cache.cached_many(ttl=ttl)(Repo.get_many)
+
+
+async def test_a_rule_that_was_refused_takes_no_name():
+    """Mended, the decorator is run again."""
+    cache, unit = Cache(), 2
+    for ignore in (("j",), ()):
+
+        async def f(i: int) -> int:
+            return i * unit
+
+        if ignore:
+            with pytest.raises(ConfigurationError, match="not a parameter"):
+                cache.cached(ignore=ignore)(f)
+        else:
+            cache.cached(ignore=ignore)(f)
+
+
+MODULE = """
+import functools
+
+def counted(function, by={by}):
+    @functools.wraps(function)
+    async def call(*args):
+        return await function(*args) + by
+    return call
+
+class Base:
+    async def get(self, i):
+        return i
+
+class Shop(Base):
+    @cache.cached(ignore=("self",))
+    async def get(self, i):
+        return await super().get(i) + {code}
+
+@cache.cached()
+@counted
+async def wrapped(i):
+    return i + {code}
+
+@cache.cached()
+async def plain(i):
+    return [i for i in (i,)][0] + {code}
+"""
+
+
+def run_module(cache: Cache, text: str) -> dict[str, Any]:
+    """Run the text of a module, as a reload of it or a cell of a notebook does."""
+    scope: dict[str, Any] = {"__name__": "reloaded", "cache": cache}
+    exec(compile(text, "<reloaded>", "exec"), scope)  # noqa: S102 - it is above
+    return scope
+
+
+def test_a_module_may_be_reloaded(caplog: pytest.LogCaptureFixture):
+    """A function that is defined again is not refused; where its code is another one, one warning tells."""
+    cache = Cache()
+    text = MODULE.format(code=1, by=0)
+    first = run_module(cache, text)
+    with caplog.at_level(logging.WARNING):
+        again = run_module(cache, "# lines move\n" + text)
+        assert not caplog.records
+        last = run_module(cache, MODULE.format(code=2, by=0))
+        told = [record.getMessage() for record in caplog.records]
+        run_module(cache, MODULE.format(code=2, by=0))
+    assert len(told) == len(caplog.records) == 3
+    for name in ("Shop.get", "wrapped", "plain"):
+        assert any(f"reloaded.{name} " in message and "version=" in message for message in told)
+    assert all((first, again, last))  # as long as they are here, so are their functions
+
+
+async def test_two_wrappers_of_one_function_are_refused():
+    """They see other variables, and nobody reloaded anything."""
+    cache = Cache()
+
+    def add(more: int) -> Any:
+        @functools.wraps(Repo.get)
+        async def call(self: Any, i: int) -> str:
+            return f"{await Repo.get(self, i)}{more}"
+
+        return call
+
+    cache.cached()(add(1))
+    with pytest.raises(ConfigurationError, match=ALREADY):
+        cache.cached()(add(2))
 
 
 # Programs ------------------------------------------------------------------------------------------------------------
