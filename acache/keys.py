@@ -16,11 +16,12 @@ import string
 import sys
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
 from itertools import pairwise
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType
 from typing import Any, Final
 
 from .errors import ConfigurationError, InvalidKey, short
@@ -230,8 +231,8 @@ def argument_text(value: Any) -> str:
         return f"{_name(cls)}<{argument_text(own() if callable(own) else own)}>"
     if isinstance(value, type):
         return f"type<{_name(value)}>"
-    if isinstance(value, enum.Enum) and value.name is not None:
-        return f"{_name(cls)}.{value.name}"
+    if isinstance(value, enum.Enum):  # a flag of which nothing is set has no name
+        return f"{_name(cls)}<{argument_text(value.value)}>" if value.name is None else f"{_name(cls)}.{value.name}"
     if cls.__module__ == "uuid" and cls.__name__ == "UUID":  # by name: importing it takes longer than all of this
         return f"UUID<{value}>"
     if (path := getattr(value, "__fspath__", None)) is not None:
@@ -240,7 +241,7 @@ def argument_text(value: Any) -> str:
     fields = None if names is None else _fields(cls, {name: getattr(value, name) for name in names} | _beyond(value))
     for base, write in _PLAIN.items():
         if base is not type(None) and isinstance(value, base):
-            return f"{fields or _name(cls)}<{write(value)}>"
+            return f"{fields or _name(cls) + _attributes(value)}<{write(value)}>"
     if fields is None:
         raise _unstable(cls)
     return fields
@@ -279,6 +280,21 @@ def _beyond(value: Any) -> dict[str, Any]:
             msg = f"a {_name(cls)} holds more than its fields: {', '.join(undeclared)}; make it a dataclass too"
             raise TypeError(msg)
     return {}
+
+
+def _attributes(value: Any) -> str:
+    """Return the text of what an instance of a subclass of a builtin holds besides its value."""
+    cls, held = type(value), getattr(value, "__dict__", None)
+    # Some make a dict its own attributes; and what a cached property keeps is worked out of the rest.
+    own = held.items() if held and held is not value else ()
+    held = {name: item for name, item in own if not isinstance(getattr(cls, name, None), cached_property)}
+    for base in cls.__mro__:
+        if "__slots__" in vars(base):
+            for name, slot in vars(base).items():
+                if isinstance(slot, MemberDescriptorType):
+                    with suppress(AttributeError):  # it is empty
+                        held.setdefault(name, slot.__get__(value))
+    return _mapping(held) if held else ""
 
 
 def _name(cls: type) -> str:
