@@ -47,6 +47,8 @@ R_co = TypeVar("R_co", covariant=True)
 
 _EXACT: Final = frozenset((int, str, bool, bytes, type(None)))
 """Types of which equal values always have equal key texts."""
+_WITH_NAMES: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+"""Parameters that an argument can be passed to by name."""
 
 
 class _First(Protocol[F_contra, P, R_co]):
@@ -375,7 +377,8 @@ class Binder:
         elif rules.key is not None and self._made is None:
             msg = f"{self.owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
             raise ConfigurationError(msg)
-        self._by_name: Final = self._made is not None and self.simple and self._takes_names(self._made, kept)
+        self._rest: Final = next((p.name for p in kept if p.kind is Parameter.VAR_KEYWORD), "")
+        self._by_name: Final = self._made is not None and self._takes_names(self._made, kept)
         if isinstance(rules.tags, str) or not isinstance(rules.tags, Iterable):
             msg = f"{self.owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
             raise ConfigurationError(msg)
@@ -389,28 +392,33 @@ class Binder:
         self._version: Final = "" if rules.version is None else f"%v{rules.version}"
 
     def _takes_names(self, made: Callable[..., str], kept: Sequence[Parameter]) -> bool:
-        """Tell whether a function for ``key=`` takes what makes the key by name only; refuse one that does not take it.
+        """Tell whether a function for ``key=`` gets what makes the key by name; refuse one that does not take it.
 
-        ``lambda user_id, **_: ...`` does, of a function with more parameters.
+        It does if the names of its parameters are among those: ``lambda lang, user_id: ...`` would get them swapped.
+        So it does if it takes them by name only, as ``lambda user_id, **_: ...`` may.
         """
+        if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in kept):
+            return False
+        named = {parameter.name for parameter in kept if parameter.name != self._rest}
         try:
             takes = inspect.signature(made)
         except (TypeError, ValueError):  # of some builtins nobody knows it
             return False
-        by_name = {parameter.name: None for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
-        try:
-            takes.bind(*[None] * (len(kept) - len(by_name)), **by_name)
-        except TypeError as error:
-            try:
-                takes.bind(**{parameter.name: None for parameter in kept})
-            except TypeError:
-                msg = (
-                    f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
-                    f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
-                )
-                raise ConfigurationError(msg) from error
+        own = {parameter.name for parameter in takes.parameters.values() if parameter.kind in _WITH_NAMES}
+        names_fit = _misfit(takes, 0, named) is None
+        if own and own <= named and names_fit:
             return True
-        return False
+        if self._rest:  # with what it is called, the call tells
+            return False
+        by_name = {parameter.name for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
+        error = _misfit(takes, len(kept) - len(by_name), by_name)
+        if error is not None and not names_fit:
+            msg = (
+                f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
+                f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
+            )
+            raise ConfigurationError(msg) from error
+        return error is not None
 
     def depends_on(self, parameter: str) -> bool:
         """Tell whether a parameter is part of the key, as far as the rules tell."""
@@ -423,7 +431,9 @@ class Binder:
         kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
             if self._by_name:
-                return check_key(self._made(**kept)) + self._version
+                rest = kept.get(self._rest, {})
+                by_name = {name: value for name, value in kept.items() if name != self._rest}
+                return check_key(self._made(**by_name, **rest)) + self._version
             bound = inspect.BoundArguments(self._key_signature, OrderedDict(kept))
             return check_key(self._made(*bound.args, **bound.kwargs)) + self._version
         return f"{self.prefix}({arguments_text(kept, self.owner)})"
@@ -464,6 +474,15 @@ class Binder:
                 msg = f"{self.owner}: cls={short(given)}: the helpers of a class method take the class first"
                 raise InvalidKey(msg)
         return arguments
+
+
+def _misfit(signature: inspect.Signature, positional: int, names: Iterable[str]) -> TypeError | None:
+    """Tell why so many arguments and some with these names do not fit a signature."""
+    try:
+        signature.bind(*[None] * positional, **dict.fromkeys(names))
+    except TypeError as error:
+        return error
+    return None
 
 
 def _check_rules(rules: Rules, owner: str) -> None:
