@@ -1075,6 +1075,7 @@ class Cache:
         type: Any = None,
         policy: Policy | None = None,
         thread: bool = False,
+        **unknown: Any,
     ) -> Callable[[Callable[P, Any]], CachedFunction[P, Any]]:
         """Decorate a coroutine function: its results are cached by its arguments.
 
@@ -1093,17 +1094,20 @@ class Cache:
             stale_while_revalidate: as for `get_or_load`.
             stale_if_error: as for `get_or_load`.
             type: what a far value is decoded as; by default the return annotation.
-            policy: replaces the cache's policy for this function; the rules named above win over it.
+            policy: replaces the cache's policy as a whole for this function; the rules named above win over it.
             thread: the function is a synchronous one that blocks: call it in a worker thread.  A thread cannot be
                 stopped: one that nobody waits for any more runs to its end, and its result is dropped.
+            unknown: nothing.
 
         Raises:
             ConfigurationError: not a coroutine function (with ``thread=True``: one), or a template or ``ignore`` that
-                names no parameter.
+                names no parameter; or another function has the same keys.
+            TypeError: an unknown option.
         """
         if function is not None:
             msg = "write @cache.cached() with parentheses: the rules go there"
             raise ConfigurationError(msg)
+        _check_options("cached", unknown)
         rules = self._rules(
             ttl=ttl,
             key=key,
@@ -1191,10 +1195,12 @@ class Cache:
 
         Raises:
             ConfigurationError: as for `cached`, or there is no parameter for the items.
+            TypeError: an unknown option.
         """
         if function is not None:
             msg = "write @cache.cached_many() with parentheses: the rules go there"
             raise ConfigurationError(msg)
+        _check_options("cached_many", rules, "batch_window")
         window, made = seconds(batch_window, "batch_window"), self._rules(thread=thread, **rules)
 
         def decorate(function: Callable[..., Any]) -> Any:
@@ -1325,17 +1331,31 @@ def cached(
     The other rules are those of `Cache.cached`.
 
     Raises:
-        ConfigurationError: as for `Cache.cached`.
+        ConfigurationError, TypeError: as for `Cache.cached`.
     """
     if function is not None:
         msg = "write @cached() with parentheses: the rules go there"
         raise ConfigurationError(msg)
+    _check_options("cached", rules, "max_entries")
 
     def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
         decorator: Callable[..., CachedFunction[P, Any]] = Cache(memory=max_entries, policy=policy).cached(**rules)
         return decorator(function)
 
     return decorate
+
+
+def _check_options(decorator: str, options: Mapping[str, Any], *own: str) -> None:
+    known = {*FunctionRules.__annotations__, "thread", *own}
+    for name in options:
+        if name in known:
+            continue
+        if name in Policy.__dataclass_fields__:
+            remedy = f", which is a rule of the policy: pass policy=Policy({name}={short(options[name])})"
+        else:
+            remedy = f" (there are: {', '.join(sorted(known))})"
+        msg = f"{decorator}() has no option {name!r}{remedy}"
+        raise TypeError(msg)
 
 
 class _Writing:
