@@ -15,13 +15,14 @@ import re
 import string
 import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
 from functools import cached_property, partial
+from inspect import isabstract
 from itertools import pairwise
-from types import FunctionType, MemberDescriptorType
+from types import FunctionType, MemberDescriptorType, NoneType, UnionType
 from typing import Any, Final
 
 from .errors import ConfigurationError, InvalidKey, short
@@ -423,7 +424,8 @@ class Template:
                 msg = f"{owner}: {role}={text!r}: a format specification cannot hold fields"
                 raise ConfigurationError(msg)
             self.names.add(name)
-            if problem := _impossible(annotations[name], field, spec or "", conversion):
+            steps = re.findall(r"[.\[][^.\[]*", field)
+            if problem := _impossible(annotations[name], steps, field, spec or "", conversion):
                 msg = f"{owner}: {role}={text!r}: {problem}"
                 raise ConfigurationError(msg)
             declared = annotations[name] if name == field else None
@@ -442,27 +444,49 @@ _SAMPLES: Final[dict[Any, Any]] = {bool: True, int: 1, float: 1.0, str: "", byte
 """For each type whose format specifications do not depend on the value, a value."""
 
 
-def _impossible(declared: Any, field: str, spec: str, conversion: str | None) -> str | None:
+def _impossible(declared: Any, steps: Sequence[str], field: str, spec: str, conversion: str | None) -> str | None:
     """Tell why a field cannot be written from a value of its declared type; ``None`` if it can, or nobody knows."""
-    for step in re.findall(r"[.\[][^.\[]*", field):
-        if step[0] == "[" or not isinstance(declared, type):
-            declared = None
-            break
-        name, owner = step[1:], declared
-        names = _field_names(owner) or getattr(owner, "_fields", None)
-        # Without fields and with a __dict__, attributes may be made by the constructor, and nothing lists them.
-        listed = names is not None or not owner.__dictoffset__
-        if listed and not hasattr(owner, name) and name not in (names or ()) and not _open(owner):
-            known = f" (there are: {', '.join(names)})" if names else ""
-            return f"{{{field}}}: a {owner.__qualname__} has no {name!r}{known}"
-        declared = _declared(owner, name)
-    sample = "" if conversion else _SAMPLES.get(declared)
-    if spec and sample is not None:
-        try:
-            format(sample, spec)
-        except (TypeError, ValueError) as error:
-            return f"{{{field}}} cannot be written as {spec!r}: {error}"
-    return None
+    problems = [_problem(one, steps, field, spec, conversion) for one in _members(declared)]
+    return None if None in problems else "; ".join(dict.fromkeys(filter(None, problems)))
+
+
+def _members(declared: Any) -> list[Any]:
+    """Return the types of a union, without that of ``None``; of any other type, the type."""
+    if typing.get_origin(declared) not in (typing.Union, UnionType):
+        return [declared]
+    return [one for one in typing.get_args(declared) if one is not NoneType]
+
+
+def _problem(declared: Any, steps: Sequence[str], field: str, spec: str, conversion: str | None) -> str | None:
+    if not steps:
+        sample = "" if conversion else _SAMPLES.get(declared)
+        if spec and sample is not None:
+            try:
+                format(sample, spec)
+            except (TypeError, ValueError) as error:
+                return f"{{{field}}} cannot be written as {spec!r}: {error}"
+        return None
+    step, *rest = steps
+    if step[0] == "[":
+        return _no_items(typing.get_origin(declared) or declared, field)
+    if not isinstance(declared, type):
+        return None
+    name = step[1:]
+    names = _field_names(declared) or getattr(declared, "_fields", None)
+    # Without fields and with a __dict__, attributes may be made by the constructor, and nothing lists them.
+    listed = names is not None or not declared.__dictoffset__
+    if listed and not hasattr(declared, name) and name not in (names or ()) and not _open(declared):
+        known = f" (there are: {', '.join(names)})" if names else ""
+        return f"{{{field}}}: a {declared.__qualname__} has no {name!r}{known}"
+    return _impossible(_declared(declared, name), rest, field, spec, conversion)
+
+
+def _no_items(cls: Any, field: str) -> str | None:
+    # What implements an abstract class may have more than that.
+    general = cls in (Any, object) or isabstract(cls) or getattr(cls, "_is_protocol", False)
+    if general or not isinstance(cls, type) or hasattr(cls, "__getitem__"):
+        return None
+    return f"{{{field}}}: a {cls.__qualname__} has no items"
 
 
 def _open(cls: Any) -> bool:

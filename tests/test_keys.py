@@ -9,11 +9,13 @@ import re
 import string
 import subprocess
 import sys
+import typing
 from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -599,6 +601,12 @@ def test_a_template_that_cannot_work_is_refused_when_it_is_made(template: str):
 
 
 @dataclasses.dataclass
+class Chain:
+    a: int
+    later: Chain | None = None
+
+
+@dataclasses.dataclass
 class User:
     id: int
     name: str
@@ -622,12 +630,26 @@ class User:
         ("{a!r:d}", int, r"'d'"),
         ("{a.name:05d}", User, r"'05d'"),
         ("{a.id:q}", User, r"'q'"),
+        ("{a.nope}", User | None, r"User has no 'nope' \(there are: id, name, pair, made\)"),
+        ("{a.nope}", typing.Optional[User], r"User has no 'nope'"),  # noqa: UP045 - people still write it
+        ("{a.nope}", typing.Union[None, User, Point], r"User has no 'nope'.*Point has no 'nope'"),  # noqa: UP007
+        ("{a.later.nope}", Chain, r"Chain has no 'nope'"),
+        ("{a:d}", str | None, r"'d'"),
+        ("{a[0]}", int, r"a int has no items"),
+        ("{a[x].y}", User, r"a User has no items"),
+        ("{a.id[0]}", User, r"a int has no items"),
+        ("{a[0]}", set[int], r"a set has no items"),
+        ("{a[0]}", int | None, r"a int has no items"),
     ],
 )
 def test_a_template_is_checked_against_the_declared_types(template: str, declared: Any, words: str):
     """Attributes that are not there and formats that cannot be are refused when the template is made."""
     with pytest.raises(ConfigurationError, match=rf"f\(\): key=.*{words}"):
         Template(template, {"a": declared}, "f()")
+
+
+class Items(typing.Protocol):
+    """A class that keeps it may have items."""
 
 
 class Loose:
@@ -642,6 +664,10 @@ class Loose:
     [
         ("{a.id}", Loose), ("{a.b}", Open), ("{a.id}", Any), ("{a.id}", User | None), ("{a[x]}", dict[str, int]), ("{a.id}", "Later"),
         ("{a.real}", int), ("{a.hex}", UUID), ("{a.made:%Y-%m}", User), ("{a.id:03d}", User), ("{a.name:>8}", User),
+        ("{a.id}", User | Point), ("{a.x}", User | Point | None), ("{a.id}", User | Any), ("{a.id}", "Later | None"), ("{a:d}", int | str),
+        ("{a[0]}", str), ("{a[0]}", Pin), ("{a[0]}", list[int] | int), ("{a[0]}", Sequence[int]), ("{a[0]}", Iterable[int]),
+        ("{a[0]}", object), ("{a[0]}", Any), ("{a[x][y]}", dict[str, Any]), ("{a[0]}", TypeVar("TypeVar")), ("{a[0]}", Items),
+        ("{a.later.later.a}", Chain),
         ("{a.pair.a.anything}", User), ("{a!s:>8}", int), ("{a.x}", Pin), ("{a:%Y}", date), ("{a.value}", Colour), ("{a.name}", Colour),
     ],
 )  # fmt: skip
