@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import marshal
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from itertools import count
@@ -67,6 +66,11 @@ def _fixed(function: Any) -> str:
 
 _numbers: Final[WeakKeyDictionary[Any, int]] = WeakKeyDictionary()
 _next_number: Final = count()
+_OF_CODE: Final = (
+    *("co_code", "co_exceptiontable", "co_names", "co_varnames", "co_freevars", "co_cellvars", "co_flags"),
+    *("co_argcount", "co_posonlyargcount", "co_kwonlyargcount"),
+)
+"""All but where it is written, and its constants."""
 
 
 def claim(
@@ -85,7 +89,7 @@ def claim(
     """
     prefix, inner = key_prefix(function, version), named(function)
     source = inspect.unwrap(inner)
-    runs = f"runs {_code_text(inner)}{_code_text(source)}"
+    runs = f"runs {_code_text(_code(inner))}{_code_text(_code(source))}"
     facts = _Facts(
         itself=f"is {_number(inner)}",
         around=f"around {_number(source)}",
@@ -93,6 +97,7 @@ def claim(
         alike=f"{runs} with {_left_out(function, ignored)}",
     )
     address = f"{namespace}::{prefix}"
+    # The empty fact is that there is one of this name.
     known = {fact for fact in ("", *facts) if (address, fact) in taken}
     if known and facts.itself not in known:
         if difference := _difference(inner, source, facts, known):
@@ -126,7 +131,7 @@ class _Facts(NamedTuple):
 def _difference(inner: Any, source: Any, facts: _Facts, known: Collection[str]) -> str:
     """Tell why a function is another one than those of its name; nothing if it is the same one, defined again."""
     place, _, _ = inner.__qualname__.rpartition(".")
-    code: CodeType | None = getattr(inner, "__code__", None)
+    code = _code(inner)
     sees = code is not None and {*code.co_freevars} - {"__class__"}  # which is there for super()
     at_top = "<locals>" not in inner.__qualname__ and "<lambda>" not in inner.__qualname__
     if at_top and (source is not inner or not sees):
@@ -136,6 +141,10 @@ def _difference(inner: Any, source: Any, facts: _Facts, known: Collection[str]) 
     if "<locals>" in place and not place.endswith("<locals>"):
         return "is a method of another class of that name"
     return "" if facts.alike in known else "has other code, or other defaults where ignore= leaves them out of the key"
+
+
+def _code(function: Any) -> CodeType | None:
+    return getattr(function, "__code__", None)
 
 
 def _number(value: Any) -> int:
@@ -150,7 +159,7 @@ def _left_out(function: Callable[..., Any], ignored: Iterable[str]) -> str:
     """Return the text of the defaults that are no part of the key."""
     parameters = inspect.signature(function).parameters
     texts = []
-    for name in ignored:
+    for name in sorted(ignored):
         default = parameters[name].default
         try:
             texts.append(f"{name}={'' if default is inspect.Parameter.empty else argument_text(default)}")
@@ -159,12 +168,9 @@ def _left_out(function: Callable[..., Any], ignored: Iterable[str]) -> str:
     return ",".join(texts)
 
 
-def _code_text(function: Any) -> str:
+def _code_text(code: CodeType | None) -> str:
     """Return what a function does, wherever it is written; nothing for one that is not written in Python."""
-    code = getattr(function, "__code__", None)
-    return "" if code is None else marshal.dumps(_nowhere(code), 2).decode("latin-1")
-
-
-def _nowhere(code: CodeType) -> CodeType:
-    constants = [_nowhere(item) if isinstance(item, CodeType) else item for item in code.co_consts]
-    return code.replace(co_filename="", co_firstlineno=1, co_linetable=b"", co_consts=tuple(constants))
+    if code is None:
+        return ""
+    constants = [_code_text(item) if isinstance(item, CodeType) else repr(item) for item in code.co_consts]
+    return repr([*[getattr(code, name) for name in _OF_CODE], *constants])

@@ -264,7 +264,7 @@ async def wrapped(i):
 
 @cache.cached()
 async def plain(i):
-    return [i for i in (i,)][0] + {code}
+    return [i for i in (i,)][0:1][0] + (lambda: {code})()
 """
 
 
