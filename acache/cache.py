@@ -26,9 +26,10 @@ from .events import BackendFailed, BreakerChanged, ChannelChanged, Counters, Obs
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
 from .loading import Batch, Load, Mark, NotLoaded, end_loads
-from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
+from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
+from .names import claim
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
 from .staircase import Staircase, ahead
@@ -1074,6 +1075,7 @@ class Cache:
         type: Any = None,
         policy: Policy | None = None,
         thread: bool = False,
+        **unknown: Any,
     ) -> Callable[[Callable[P, Any]], CachedFunction[P, Any]]:
         """Decorate a coroutine function: its results are cached by its arguments.
 
@@ -1092,17 +1094,20 @@ class Cache:
             stale_while_revalidate: as for `get_or_load`.
             stale_if_error: as for `get_or_load`.
             type: what a far value is decoded as; by default the return annotation.
-            policy: replaces the cache's policy for this function; the rules named above win over it.
+            policy: replaces the cache's policy as a whole for this function; the rules named above win over it.
             thread: the function is a synchronous one that blocks: call it in a worker thread.  A thread cannot be
                 stopped: one that nobody waits for any more runs to its end, and its result is dropped.
+            unknown: nothing.
 
         Raises:
             ConfigurationError: not a coroutine function (with ``thread=True``: one), or a template or ``ignore`` that
-                names no parameter.
+                names no parameter; or another function has the same keys.
+            TypeError: an unknown option.
         """
         if function is not None:
             msg = "write @cache.cached() with parentheses: the rules go there"
             raise ConfigurationError(msg)
+        _check_options("cached", unknown)
         rules = self._rules(
             ttl=ttl,
             key=key,
@@ -1120,8 +1125,9 @@ class Cache:
 
         def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
             check_function(function, thread=thread)
+            made = build(function, rules, self._hooks(rules))
             self._check_name(function, rules)
-            return build(function, rules, self._hooks(rules))
+            return made
 
         return decorate
 
@@ -1139,6 +1145,8 @@ class Cache:
         plan, rule = self._plan(policy, ttl, stale_while_revalidate, stale_if_error)
         if negative_ttl is not DEFAULT:
             plan = replace(plan, negative_ttl=cast("float | None", negative_ttl))  # the policy reads a timedelta too
+        if not isinstance(rules.get("ignore", ""), str):
+            rules["ignore"] = tuple(rules["ignore"])  # an iterator would do for one function only
         return Rules(policy=plan, ttl=rule, **rules)
 
     @overload
@@ -1187,15 +1195,16 @@ class Cache:
 
         Raises:
             ConfigurationError: as for `cached`, or there is no parameter for the items.
+            TypeError: an unknown option.
         """
         if function is not None:
             msg = "write @cache.cached_many() with parentheses: the rules go there"
             raise ConfigurationError(msg)
+        _check_options("cached_many", rules, "batch_window")
         window, made = seconds(batch_window, "batch_window"), self._rules(thread=thread, **rules)
 
         def decorate(function: Callable[..., Any]) -> Any:
             check_function(function, thread=thread)
-            self._check_name(function, made)
             counters = self._counters.part()
             hooks = HooksMany(
                 load_many=self._load_many,
@@ -1208,20 +1217,15 @@ class Cache:
                 clock=self._shared.clock,
                 tasks=self._scope.batches,
             )
-            return build_many(function, made, hooks, window)
+            batch: Any = build_many(function, made, hooks, window)
+            self._check_name(function, made)
+            return batch
 
         return decorate
 
     def _check_name(self, function: Any, rules: Rules) -> None:
         if rules.key is None:
-            prefix = (self.namespace, key_prefix(function, rules.version))
-            if prefix in self._shared.functions and getattr(function, "__closure__", None):
-                msg = (
-                    f"{prefix[1]} is cached here already, and this one sees other variables of the function around it:"
-                    " the two would answer each other's calls. Give each a key= or a version= of its own"
-                )
-                raise ConfigurationError(msg)
-            self._shared.functions.add(prefix)
+            claim(self._shared.functions, self.namespace, function, rules.version, rules.ignore)
 
     def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space
@@ -1327,17 +1331,31 @@ def cached(
     The other rules are those of `Cache.cached`.
 
     Raises:
-        ConfigurationError: as for `Cache.cached`.
+        ConfigurationError, TypeError: as for `Cache.cached`.
     """
     if function is not None:
         msg = "write @cached() with parentheses: the rules go there"
         raise ConfigurationError(msg)
+    _check_options("cached", rules, "max_entries")
 
     def decorate(function: Callable[P, Any]) -> CachedFunction[P, Any]:
         decorator: Callable[..., CachedFunction[P, Any]] = Cache(memory=max_entries, policy=policy).cached(**rules)
         return decorator(function)
 
     return decorate
+
+
+def _check_options(decorator: str, options: Mapping[str, Any], *own: str) -> None:
+    known = {*FunctionRules.__annotations__, "thread", *own}
+    for name in options:
+        if name in known:
+            continue
+        if name in Policy.__dataclass_fields__:
+            remedy = f", which is a rule of the policy: pass policy=Policy({name}={short(options[name])})"
+        else:
+            remedy = f" (there are: {', '.join(sorted(known))})"
+        msg = f"{decorator}() has no option {name!r}{remedy}"
+        raise TypeError(msg)
 
 
 class _Writing:

@@ -13,13 +13,16 @@ import enum
 import json
 import re
 import string
+import sys
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta, tzinfo
 from decimal import Decimal
-from functools import partial
+from functools import cached_property, partial
+from inspect import isabstract
 from itertools import pairwise
-from types import FunctionType
+from types import FunctionType, MemberDescriptorType, NoneType, UnionType
 from typing import Any, Final
 
 from .errors import ConfigurationError, InvalidKey, short
@@ -33,6 +36,7 @@ __all__ = [
     "check_keys",
     "check_namespace",
     "digest",
+    "module_name",
     "topic_of_changes",
 ]
 
@@ -228,8 +232,8 @@ def argument_text(value: Any) -> str:
         return f"{_name(cls)}<{argument_text(own() if callable(own) else own)}>"
     if isinstance(value, type):
         return f"type<{_name(value)}>"
-    if isinstance(value, enum.Enum) and value.name is not None:
-        return f"{_name(cls)}.{value.name}"
+    if isinstance(value, enum.Enum):  # a flag of which nothing is set has no name
+        return f"{_name(cls)}<{argument_text(value.value)}>" if value.name is None else f"{_name(cls)}.{value.name}"
     if cls.__module__ == "uuid" and cls.__name__ == "UUID":  # by name: importing it takes longer than all of this
         return f"UUID<{value}>"
     if (path := getattr(value, "__fspath__", None)) is not None:
@@ -238,7 +242,7 @@ def argument_text(value: Any) -> str:
     fields = None if names is None else _fields(cls, {name: getattr(value, name) for name in names} | _beyond(value))
     for base, write in _PLAIN.items():
         if base is not type(None) and isinstance(value, base):
-            return f"{fields or _name(cls)}<{write(value)}>"
+            return f"{fields or _name(cls) + _attributes(value)}<{write(value)}>"
     if fields is None:
         raise _unstable(cls)
     return fields
@@ -279,11 +283,44 @@ def _beyond(value: Any) -> dict[str, Any]:
     return {}
 
 
+def _attributes(value: Any) -> str:
+    """Return the text of what an instance of a subclass of a builtin holds besides its value."""
+    cls, held = type(value), getattr(value, "__dict__", None)
+    # Some make a dict its own attributes; and what a cached property keeps is worked out of the rest.
+    own = held.items() if held and held is not value else ()
+    held = {name: item for name, item in own if not isinstance(getattr(cls, name, None), cached_property)}
+    for base in cls.__mro__:
+        if "__slots__" in vars(base):
+            for name, slot in vars(base).items():
+                if isinstance(slot, MemberDescriptorType):
+                    with suppress(AttributeError):  # it is empty
+                        held.setdefault(name, slot.__get__(value))
+    return _mapping(held) if held else ""
+
+
 def _name(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
         msg = f"{cls.__qualname__} is a local class: two of them could share the name"
         raise TypeError(msg)
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{module_name(cls.__module__)}.{cls.__qualname__}"
+
+
+def module_name(module: str) -> str:
+    """Return the name of a module in keys: that of the file for a script, as another process may import it.
+
+    Every script is ``__main__``, and ``__mp_main__`` in the processes that it spawns.
+    """
+    if module not in ("__main__", "__mp_main__") or (main := sys.modules.get(module)) is None:
+        return module
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    if spec is not None and spec.name != "__main__":
+        return str(spec.name)
+    if file is None or file.startswith("<"):  # a session, where there is nothing better
+        return "__main__"
+    from pathlib import Path  # noqa: PLC0415 - takes its time, and few modules are scripts
+
+    path = Path(file)
+    return f"{path.resolve().parent.name}.__main__" if path.stem == "__main__" else path.stem
 
 
 def _fields(cls: type, fields: Mapping[str, Any]) -> str:
@@ -387,7 +424,8 @@ class Template:
                 msg = f"{owner}: {role}={text!r}: a format specification cannot hold fields"
                 raise ConfigurationError(msg)
             self.names.add(name)
-            if problem := _impossible(annotations[name], field, spec or "", conversion):
+            steps = re.findall(r"[.\[][^.\[]*", field)
+            if problem := _impossible(annotations[name], steps, field, spec or "", conversion):
                 msg = f"{owner}: {role}={text!r}: {problem}"
                 raise ConfigurationError(msg)
             declared = annotations[name] if name == field else None
@@ -406,27 +444,49 @@ _SAMPLES: Final[dict[Any, Any]] = {bool: True, int: 1, float: 1.0, str: "", byte
 """For each type whose format specifications do not depend on the value, a value."""
 
 
-def _impossible(declared: Any, field: str, spec: str, conversion: str | None) -> str | None:
+def _impossible(declared: Any, steps: Sequence[str], field: str, spec: str, conversion: str | None) -> str | None:
     """Tell why a field cannot be written from a value of its declared type; ``None`` if it can, or nobody knows."""
-    for step in re.findall(r"[.\[][^.\[]*", field):
-        if step[0] == "[" or not isinstance(declared, type):
-            declared = None
-            break
-        name, owner = step[1:], declared
-        names = _field_names(owner) or getattr(owner, "_fields", None)
-        # Without fields and with a __dict__, attributes may be made by the constructor, and nothing lists them.
-        listed = names is not None or not owner.__dictoffset__
-        if listed and not hasattr(owner, name) and name not in (names or ()) and not _open(owner):
-            known = f" (there are: {', '.join(names)})" if names else ""
-            return f"{{{field}}}: a {owner.__qualname__} has no {name!r}{known}"
-        declared = _declared(owner, name)
-    sample = "" if conversion else _SAMPLES.get(declared)
-    if spec and sample is not None:
-        try:
-            format(sample, spec)
-        except (TypeError, ValueError) as error:
-            return f"{{{field}}} cannot be written as {spec!r}: {error}"
-    return None
+    problems = [_problem(one, steps, field, spec, conversion) for one in _members(declared)]
+    return None if None in problems else "; ".join(dict.fromkeys(filter(None, problems)))
+
+
+def _members(declared: Any) -> list[Any]:
+    """Return the types of a union, without that of ``None``; of any other type, the type."""
+    if typing.get_origin(declared) not in (typing.Union, UnionType):
+        return [declared]
+    return [one for one in typing.get_args(declared) if one is not NoneType]
+
+
+def _problem(declared: Any, steps: Sequence[str], field: str, spec: str, conversion: str | None) -> str | None:
+    if not steps:
+        sample = "" if conversion else _SAMPLES.get(declared)
+        if spec and sample is not None:
+            try:
+                format(sample, spec)
+            except (TypeError, ValueError) as error:
+                return f"{{{field}}} cannot be written as {spec!r}: {error}"
+        return None
+    step, *rest = steps
+    if step[0] == "[":
+        return _no_items(typing.get_origin(declared) or declared, field)
+    if not isinstance(declared, type):
+        return None
+    name = step[1:]
+    names = _field_names(declared) or getattr(declared, "_fields", None)
+    # Without fields and with a __dict__, attributes may be made by the constructor, and nothing lists them.
+    listed = names is not None or not declared.__dictoffset__
+    if listed and not hasattr(declared, name) and name not in (names or ()) and not _open(declared):
+        known = f" (there are: {', '.join(names)})" if names else ""
+        return f"{{{field}}}: a {declared.__qualname__} has no {name!r}{known}"
+    return _impossible(_declared(declared, name), rest, field, spec, conversion)
+
+
+def _no_items(cls: Any, field: str) -> str | None:
+    # What implements an abstract class may have more than that.
+    general = cls in (Any, object) or isabstract(cls) or getattr(cls, "_is_protocol", False)
+    if general or not isinstance(cls, type) or hasattr(cls, "__getitem__"):
+        return None
+    return f"{{{field}}}: a {cls.__qualname__} has no items"
 
 
 def _open(cls: Any) -> bool:

@@ -21,9 +21,10 @@ from .clock import Seconds
 from .coherence import Trust
 from .errors import ConfigurationError, InvalidKey, short
 from .events import Counters, Stats
-from .keys import Template, argument_text, arguments_text, check_key
+from .keys import Template, arguments_text, check_key
 from .loading import Load, LoadContext, running_load
 from .memory import Space, terms_of
+from .names import key_prefix, named, owner_of
 from .policy import Policy
 
 __all__ = [
@@ -34,7 +35,6 @@ __all__ = [
     "build",
     "check_function",
     "in_thread",
-    "key_prefix",
     "type_hints",
 ]
 
@@ -47,6 +47,8 @@ R_co = TypeVar("R_co", covariant=True)
 
 _EXACT: Final = frozenset((int, str, bool, bytes, type(None)))
 """Types of which equal values always have equal key texts."""
+_WITH_NAMES: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+"""Parameters that an argument can be passed to by name."""
 
 
 class _First(Protocol[F_contra, P, R_co]):
@@ -205,22 +207,6 @@ class Rules:
     thread: bool = False
 
 
-def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
-    """Return what the keys of a function begin with.
-
-    Raises:
-        ConfigurationError: a partial application of something that has no stable text.
-    """
-    named, fixed = _named(function), ""
-    if isinstance(function, partial):
-        try:
-            fixed = argument_text([function.args, function.keywords])
-        except (TypeError, RecursionError) as error:
-            msg = f"{_owner(function)}: what the partial application fixed has no stable key ({error}): pass key="
-            raise ConfigurationError(msg) from error
-    return f"{named.__module__}.{named.__qualname__}{fixed}{'' if version is None else f'@{version}'}"
-
-
 def build(function: Callable[P, Any], rules: Rules, hooks: Hooks) -> CachedFunction[P, Any]:
     """Return the cached form of ``function``.
 
@@ -229,23 +215,11 @@ def build(function: Callable[P, Any], rules: Rules, hooks: Hooks) -> CachedFunct
     """
     behind = _Behind(function, rules, hooks)
     wrapper: Any = _compile(behind)
-    update_wrapper(wrapper, _named(function))
+    update_wrapper(wrapper, named(function))
     wrapper.__wrapped__ = function
     for name in ("key", "invalidate", "invalidate_all", "refresh", "bypass", "peek", "set", "stats"):
         setattr(wrapper, name, getattr(behind, name))
     return typing.cast("CachedFunction[P, Any]", wrapper)
-
-
-def _named(function: Any) -> Any:
-    """Return what has the name: the function under a partial application."""
-    while isinstance(function, partial):
-        function = function.func
-    return function
-
-
-def _owner(function: Any) -> str:
-    named = _named(function)
-    return f"{named.__module__}.{named.__qualname__}()"
 
 
 def in_thread(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R]]:
@@ -335,7 +309,7 @@ def check_function(function: Any, *, thread: bool) -> None:
     Raises:
         ConfigurationError: it cannot; the message says what would help.
     """
-    name = getattr(_named(function), "__qualname__", repr(function))
+    name = getattr(named(function), "__qualname__", repr(function))
     if isinstance(function, (classmethod, staticmethod)):
         msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
     elif inspect.isasyncgenfunction(function) or (thread and inspect.isgeneratorfunction(function)):
@@ -345,7 +319,7 @@ def check_function(function: Any, *, thread: bool) -> None:
         msg = f"{name} is a coroutine function and does not block: leave thread=True out"
     elif not thread and not inspect.iscoroutinefunction(function):
         msg = f"{name} is not a coroutine function: write it with async def, or pass thread=True if it blocks"
-    elif not callable(function) or not hasattr(_named(function), "__qualname__"):
+    elif not callable(function) or not hasattr(named(function), "__qualname__"):
         msg = f"{name} has no name to make keys from: cache a function written with def"
     else:
         return
@@ -355,7 +329,7 @@ def check_function(function: Any, *, thread: bool) -> None:
 def type_hints(function: Any) -> dict[str, Any]:
     """Return the annotations that can be evaluated."""
     try:
-        return typing.get_type_hints(_named(function))
+        return typing.get_type_hints(named(function))
     except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
         return {}
 
@@ -370,12 +344,12 @@ class Binder:
 
     def __init__(self, function: Callable[..., Any], rules: Rules, declared: Mapping[str, Any] | None = None) -> None:
         self.signature: Final = inspect.signature(function)
-        self.owner: Final = _owner(function)
+        self.owner: Final = owner_of(function)
         parameters = self.signature.parameters
         if isinstance(rules.ignore, str):
             msg = f"{self.owner}: ignore={rules.ignore!r}: pass several, as in ignore=({rules.ignore!r},)"
             raise ConfigurationError(msg)
-        outside = _named(function).__qualname__.rpartition(".")[0]
+        outside = named(function).__qualname__.rpartition(".")[0]
         first = next(iter(parameters), "")
         of_a_class = outside.rpartition(".")[2] not in ("", "<locals>")
         self._owned_by: Final = first if of_a_class and first in ("self", "cls") else ""
@@ -403,7 +377,8 @@ class Binder:
         elif rules.key is not None and self._made is None:
             msg = f"{self.owner}: key={rules.key!r}: a template such as 'user:{{user_id}}', or a function"
             raise ConfigurationError(msg)
-        self._by_name: Final = self._made is not None and self.simple and self._takes_names(self._made, kept)
+        self._rest: Final = next((p.name for p in kept if p.kind is Parameter.VAR_KEYWORD), "")
+        self._by_name: Final = self._made is not None and self._takes_names(self._made, kept)
         if isinstance(rules.tags, str) or not isinstance(rules.tags, Iterable):
             msg = f"{self.owner}: tags={rules.tags!r}: pass several, as in [{rules.tags!r}]"
             raise ConfigurationError(msg)
@@ -417,28 +392,33 @@ class Binder:
         self._version: Final = "" if rules.version is None else f"%v{rules.version}"
 
     def _takes_names(self, made: Callable[..., str], kept: Sequence[Parameter]) -> bool:
-        """Tell whether a function for ``key=`` takes what makes the key by name only; refuse one that does not take it.
+        """Tell whether a function for ``key=`` gets what makes the key by name; refuse one that does not take it.
 
-        ``lambda user_id, **_: ...`` does, of a function with more parameters.
+        It does if the names of its parameters are among those: ``lambda lang, user_id: ...`` would get them swapped.
+        So it does if it takes them by name only, as ``lambda user_id, **_: ...`` may.
         """
+        if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in kept):
+            return False
+        named = {parameter.name for parameter in kept if parameter.name != self._rest}
         try:
             takes = inspect.signature(made)
         except (TypeError, ValueError):  # of some builtins nobody knows it
             return False
-        by_name = {parameter.name: None for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
-        try:
-            takes.bind(*[None] * (len(kept) - len(by_name)), **by_name)
-        except TypeError as error:
-            try:
-                takes.bind(**{parameter.name: None for parameter in kept})
-            except TypeError:
-                msg = (
-                    f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
-                    f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
-                )
-                raise ConfigurationError(msg) from error
+        own = {parameter.name for parameter in takes.parameters.values() if parameter.kind in _WITH_NAMES}
+        names_fit = _misfit(takes, 0, named) is None
+        if own and own <= named and names_fit:
             return True
-        return False
+        if self._rest:  # with what it is called, the call tells
+            return False
+        by_name = {parameter.name for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
+        error = _misfit(takes, len(kept) - len(by_name), by_name)
+        if error is not None and not names_fit:
+            msg = (
+                f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
+                f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
+            )
+            raise ConfigurationError(msg) from error
+        return error is not None
 
     def depends_on(self, parameter: str) -> bool:
         """Tell whether a parameter is part of the key, as far as the rules tell."""
@@ -451,7 +431,9 @@ class Binder:
         kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
             if self._by_name:
-                return check_key(self._made(**kept)) + self._version
+                rest = kept.get(self._rest, {})
+                by_name = {name: value for name, value in kept.items() if name != self._rest}
+                return check_key(self._made(**by_name, **rest)) + self._version
             bound = inspect.BoundArguments(self._key_signature, OrderedDict(kept))
             return check_key(self._made(*bound.args, **bound.kwargs)) + self._version
         return f"{self.prefix}({arguments_text(kept, self.owner)})"
@@ -492,6 +474,15 @@ class Binder:
                 msg = f"{self.owner}: cls={short(given)}: the helpers of a class method take the class first"
                 raise InvalidKey(msg)
         return arguments
+
+
+def _misfit(signature: inspect.Signature, positional: int, names: Iterable[str]) -> TypeError | None:
+    """Tell why so many arguments and some with these names do not fit a signature."""
+    try:
+        signature.bind(*[None] * positional, **dict.fromkeys(names))
+    except TypeError as error:
+        return error
+    return None
 
 
 def _check_rules(rules: Rules, owner: str) -> None:

@@ -582,6 +582,38 @@ def test_rules_that_make_no_sense_are_refused_at_decoration(case: str):
         cached(**rules)(fine)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lease": True}, r"no option 'lease', .* pass policy=Policy\(lease=True\)"),
+        ({"ttl": 5, "load_timeout": 2.5}, r"no option 'load_timeout', .* pass policy=Policy\(load_timeout=2.5\)"),
+        (
+            {"tag": "users"},
+            r"no option 'tag' \(there are: .*condition, ignore, key, .*tags, thread, ttl, type, version\)",
+        ),
+    ],
+)
+@pytest.mark.parametrize(
+    ("name", "decorate"),
+    [("cached", Cache().cached), ("cached_many", Cache().cached_many), ("cached", lambda **o: cached(**o)(fine))],
+    ids=["cached", "cached_many", "module's cached"],
+)
+def test_an_unknown_option_of_a_decorator_is_told(name: str, decorate: Any, options: dict[str, Any], words: str):
+    """With the decorator it was given to, and the place it belongs to or what there is."""
+    with pytest.raises(TypeError, match=rf"^{name}\(\) has {words}"):
+        decorate(**options)
+
+
+def test_an_option_of_another_decorator_is_told():
+    """Each names those that it has itself."""
+    with pytest.raises(TypeError, match=r"^cached\(\) has no option 'batch_window' \(there are: condition,"):
+        Cache().cached(batch_window=1)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^cached_many\(\) .*\(there are: batch_window, condition,"):
+        Cache().cached_many(max_entries=1)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match=r"^cached\(\) .*\(there are: condition, .*max_entries"):
+        cached(batch_window=1)(fine)  # type: ignore[call-overload]
+
+
 @pytest.mark.parametrize("made", ["", 5, None, b"key", "\ud800"], ids=ascii)
 async def test_a_key_function_that_returns_no_key_is_refused(made: Any):
     """The call says that a key is non-empty text, and the function is not called."""

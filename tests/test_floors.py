@@ -21,6 +21,7 @@ FLOORS = {
     "policy": 1,
     "entry": 1,
     "keys": 1,
+    "names": 2,
     "codecs": 1,
     "memory": 2,
     "backends": 2,

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import re
 import string
 import subprocess
 import sys
+import typing
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypeVar
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -178,6 +182,14 @@ class Perm(enum.Flag):
     WRITE = 2
 
 
+class OtherPerm(enum.Flag):
+    READ = 1
+
+
+class IntPerm(enum.IntFlag):
+    READ = 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     a: Any
@@ -281,15 +293,11 @@ def test_neighbours_in_type_are_apart():
     assert len({argument_text(value) for value in values}) == len(values)
 
 
-def test_a_compound_flag_is_told_by_its_parts():
-    """Members and their unions are apart, or are refused; they are never mixed up."""
-    made = set()
-    for value in (Perm.READ, Perm.WRITE, Perm.READ | Perm.WRITE, Perm(0)):
-        try:
-            made.add(argument_text(value))
-        except TypeError:
-            made.add(repr(value))
-    assert len(made) == 4
+def test_every_value_of_a_flag_is_an_argument():
+    """Members, their unions, and none of them; the same number of another flag, or without one, is another argument."""
+    values = [Perm.READ, Perm.WRITE, Perm.READ | Perm.WRITE, Perm(0), OtherPerm(0), IntPerm(0), Number(0), 0, "Perm(0)"]
+    assert len({argument_text(value) for value in values}) == len(values)
+    assert argument_text(Perm(0)) == argument_text(Perm.READ & Perm.WRITE)
 
 
 STABLE = r"""
@@ -408,6 +416,70 @@ def test_what_a_dataclass_holds_beyond_its_fields_is_not_overlooked():
     bag = Bag("me")
     bag["apples"] = 1
     assert argument_text(bag) != argument_text(Bag("me"))
+
+
+class Money(int):
+    cur: Any
+
+    def __new__(cls, amount: int, cur: Any) -> Self:
+        made = super().__new__(cls, amount)
+        made.cur = cur
+        return made
+
+
+class Slotted(dict[str, int]):
+    __slots__ = ("__hidden", "unit")
+
+    def __init__(self, unit: Any = None, hidden: Any = None) -> None:
+        super().__init__(a=1)
+        if unit is not None:
+            self.unit = unit
+        if hidden is not None:
+            self.__hidden = hidden
+
+
+class More(Slotted):
+    more: Any
+
+    @functools.cached_property
+    def twice(self) -> int:
+        return 2 * self["a"]
+
+
+class NamedPin(Pin):
+    label: Any
+
+
+class Attributes(dict[str, Any]):
+    """Its items are its attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.__dict__ = self
+
+
+def with_more(value: Any, **more: Any) -> Any:
+    """Set attributes."""
+    for name, item in more.items():
+        setattr(value, name, item)
+    return value
+
+
+def test_what_a_subclass_of_a_builtin_holds_besides_is_not_overlooked():
+    """Its attributes are part of the text, in slots too; their order is nothing, nor is what is worked out of the rest."""
+    values = [
+        Money(1, "USD"), Money(1, "EUR"), Money(2, "USD"), Money(1, None), Money(1, Money(1, 1)), Number(1), 1,
+        Slotted(), Slotted("kg"), Slotted("g"), Slotted(hidden=1), Slotted("kg", 1), {"a": 1}, More(), More("kg"),
+        with_more(More("kg"), more=1), with_more(More("kg"), more=2), with_more(More("kg"), other=2),
+        Attributes(a=1), Attributes(a=2), Pin(1), NamedPin(1), with_more(NamedPin(1), label="a"), with_more(OrderedDict(a=1)), with_more(OrderedDict(a=1), b=1),
+    ]  # fmt: skip
+    assert len({argument_text(value) for value in values}) == len(values)
+    assert argument_text(with_more(More(), a=1, b=2)) == argument_text(with_more(More(), b=2, a=1))
+    asked = More()
+    assert asked.twice == 2
+    assert argument_text(asked) == argument_text(More())
+    with pytest.raises(TypeError, match="same in every process"):
+        argument_text(Money(1, Plain()))
 
 
 class Nowhere(tzinfo):
@@ -529,6 +601,12 @@ def test_a_template_that_cannot_work_is_refused_when_it_is_made(template: str):
 
 
 @dataclasses.dataclass
+class Chain:
+    a: int
+    later: Chain | None = None
+
+
+@dataclasses.dataclass
 class User:
     id: int
     name: str
@@ -552,12 +630,26 @@ class User:
         ("{a!r:d}", int, r"'d'"),
         ("{a.name:05d}", User, r"'05d'"),
         ("{a.id:q}", User, r"'q'"),
+        ("{a.nope}", User | None, r"User has no 'nope' \(there are: id, name, pair, made\)"),
+        ("{a.nope}", typing.Optional[User], r"User has no 'nope'"),  # noqa: UP045 - people still write it
+        ("{a.nope}", typing.Union[None, User, Point], r"User has no 'nope'.*Point has no 'nope'"),  # noqa: UP007
+        ("{a.later.nope}", Chain, r"Chain has no 'nope'"),
+        ("{a:d}", str | None, r"'d'"),
+        ("{a[0]}", int, r"a int has no items"),
+        ("{a[x].y}", User, r"a User has no items"),
+        ("{a.id[0]}", User, r"a int has no items"),
+        ("{a[0]}", set[int], r"a set has no items"),
+        ("{a[0]}", int | None, r"a int has no items"),
     ],
 )
 def test_a_template_is_checked_against_the_declared_types(template: str, declared: Any, words: str):
     """Attributes that are not there and formats that cannot be are refused when the template is made."""
     with pytest.raises(ConfigurationError, match=rf"f\(\): key=.*{words}"):
         Template(template, {"a": declared}, "f()")
+
+
+class Items(typing.Protocol):
+    """A class that keeps it may have items."""
 
 
 class Loose:
@@ -572,6 +664,10 @@ class Loose:
     [
         ("{a.id}", Loose), ("{a.b}", Open), ("{a.id}", Any), ("{a.id}", User | None), ("{a[x]}", dict[str, int]), ("{a.id}", "Later"),
         ("{a.real}", int), ("{a.hex}", UUID), ("{a.made:%Y-%m}", User), ("{a.id:03d}", User), ("{a.name:>8}", User),
+        ("{a.id}", User | Point), ("{a.x}", User | Point | None), ("{a.id}", User | Any), ("{a.id}", "Later | None"), ("{a:d}", int | str),
+        ("{a[0]}", str), ("{a[0]}", Pin), ("{a[0]}", list[int] | int), ("{a[0]}", Sequence[int]), ("{a[0]}", Iterable[int]),
+        ("{a[0]}", object), ("{a[0]}", Any), ("{a[x][y]}", dict[str, Any]), ("{a[0]}", TypeVar("TypeVar")), ("{a[0]}", Items),
+        ("{a.later.later.a}", Chain),
         ("{a.pair.a.anything}", User), ("{a!s:>8}", int), ("{a.x}", Pin), ("{a:%Y}", date), ("{a.value}", Colour), ("{a.name}", Colour),
     ],
 )  # fmt: skip

@@ -796,6 +796,58 @@ async def test_a_key_function_may_take_what_it_needs_by_name(cache: Cache, calls
     assert f.key(1) == "custom:0"
 
 
+@pytest.mark.parametrize(
+    "key",
+    [
+        lambda lang, user_id: f"{user_id}:{lang}",
+        lambda lang, user_id, /: f"{lang}:{user_id}",
+        lambda lang, **rest: f"{rest['user_id']}:{lang}",
+        lambda *, lang, user_id: f"{user_id}:{lang}",
+        lambda a, b: f"{a}:{b}",
+        lambda user_id, other="x": f"{user_id}:{other}",
+        lambda user_id, *rest: f"{user_id}:{rest[0]}",
+        lambda *args, **kwargs: ":".join(map(str, [*args, *kwargs])),
+    ],
+)
+async def test_a_key_function_gets_each_argument_under_its_name(key: Any):
+    """In whatever order it takes them; by position where its own names are others, or there are none."""
+
+    @cached(key=key)
+    async def plain(user_id: int, lang: str = "en") -> int:
+        return user_id
+
+    @cached(key=key)
+    async def positional(user_id: int, /, lang: str = "en") -> int:
+        return user_id
+
+    @cached(key=key, ignore=("more",))
+    async def some(more: object, user_id: int, lang: str = "en") -> int:
+        return user_id
+
+    assert plain.key(1) == positional.key(1) == some.key(1) == "1:en"
+    assert plain.key(lang="de", user_id=2) == "2:de"
+
+
+async def test_a_key_function_gets_variadic_arguments_as_the_function_does():
+    """Keywords by their names, others where they stand."""
+
+    @cached(key=lambda lang, user_id, **more: f"{user_id}:{lang}:{more}")
+    async def keywords(user_id: int, lang: str = "en", **more: int) -> int:
+        return user_id
+
+    @cached(key=lambda lang, *user_ids: f"{user_ids}:{lang}")
+    async def positions(user_id: int, *user_ids: int) -> int:
+        return user_id
+
+    @cached(key=lambda user_id, lang, /, **more: f"{user_id}:{lang}:{more}")
+    async def twice(user_id: int, lang: str = "en", /, **more: int) -> int:
+        return user_id
+
+    assert keywords.key(1, z=3) == "1:en:{'z': 3}"
+    assert positions.key(1, 2, 3) == "(2, 3):1"
+    assert twice.key(1, user_id=3) == "1:en:{'user_id': 3}"
+
+
 async def test_a_key_function_does_not_get_what_is_ignored(cache: Cache, calls: Calls):
     """Neither from a call nor from a helper, so that both make one key."""
 
