@@ -318,24 +318,27 @@ class Tokens:
 class _Round:
     """The question of one turn of the loop."""
 
-    __slots__ = ("_waiters", "loop", "names", "task")
+    __slots__ = ("_waiters", "_waiting", "loop", "names", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
         self.task: asyncio.Task[None] | None = None
         self.names: Final[dict[str, None]] = {}
         self._waiters: Final[list[tuple[asyncio.Future[Mapping[str, bytes]], Sequence[str]]]] = []
+        self._waiting = 0
 
     def join(self, names: Sequence[str]) -> asyncio.Future[Mapping[str, bytes]]:
         """Ask for these, too."""
         self.names.update(dict.fromkeys(names))
         waiter: asyncio.Future[Mapping[str, bytes]] = self.loop.create_future()
         self._waiters.append((waiter, names))
+        self._waiting += 1
         waiter.add_done_callback(self._left)
         return waiter
 
     def _left(self, _: object) -> None:
-        if self.task is not None and not self.awaited:
+        self._waiting -= 1  # no look at all of them: ten thousand ask in one turn, and each of them leaves
+        if self.task is not None and not self._waiting:
             self.task.cancel()  # a late failure would count against a server that is back; harmless when it has ended
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
@@ -568,6 +569,42 @@ async def test_ten_thousand_single_calls_are_one(cache: Cache, source: Source):
     assert sorted(item for ids in source.asked for item in ids) == [1 + 10 * number for number in range(1000)]
     assert len(source.asked) == 1
     assert len(cache._scope.flights) == 0
+
+
+@pytest.mark.parametrize("way", ["load_many", "many", "one", "inside a load"])
+async def test_the_work_of_a_cold_load_grows_with_the_items_and_no_faster(build: Build, way: str):
+    """Four times as many items take four times as many calls of functions, not sixteen times."""
+
+    async def fetch(items: Sequence[Any]) -> Mapping[Any, int]:
+        return dict.fromkeys(items, 1)
+
+    async def work(size: int) -> int:
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        async with build() as cache:
+            function = cache.cached_many()(fetch)
+            keys = [f"key {number}" for number in range(size)]
+            sys.setprofile(count)
+            try:
+                match way:
+                    case "load_many":
+                        await cache.load_many(keys, fetch)
+                    case "many":
+                        await function(keys)
+                    case "one":
+                        await asyncio.gather(*[function.one(key) for key in keys])
+                    case _:
+                        await cache.get_or_load("outer", lambda: cache.load_many(keys, fetch))
+            finally:
+                sys.setprofile(None)
+        return calls
+
+    await work(10)  # imports, and what is made once
+    assert await work(1000) < 4.5 * await work(250)
 
 
 async def test_a_stale_value_answers_while_a_batch_loads_behind(build: Build, source: Source, clock: FakeClock):

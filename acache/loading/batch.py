@@ -56,13 +56,13 @@ class Batch(Generic[T]):
         self._waiting[key] = future
         flight, node = flying.get(), self._node
         if flight is not None:
-            flight.waiting_on.append(node)
+            flight.waiting_on[future] = node
         self.decided(key)
         try:
             return await future
         finally:
             if flight is not None:
-                flight.waiting_on.remove(node)
+                del flight.waiting_on[future]
             if self._waiting.get(key) is future:
                 del self._waiting[key]
 
@@ -79,9 +79,12 @@ class Batch(Generic[T]):
 
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        waiting = len(futures)
 
         def left(_: object) -> None:
-            if all(future.done() for future in futures.values()) and not task.cancelling():
+            nonlocal waiting
+            waiting -= 1  # not a look at all of them, which for each of ten thousand would be a hundred million
+            if not waiting and not task.cancelling():
                 task.cancel()  # nobody waits any more; harmless when it has ended
 
         for future in futures.values():
