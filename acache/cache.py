@@ -25,7 +25,7 @@ from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, s
 from .events import BackendFailed, BreakerChanged, ChannelChanged, Counters, Observer, Stats, ToldBy, emit, logger
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
-from .loading import Batch, Load, Mark, NotLoaded, end_loads
+from .loading import ABSENT, Batch, Load, Mark, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function, key_prefix
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
@@ -995,11 +995,10 @@ class Cache:
         loads = [self._one_of(batch, make(key, partial(batch.load, key)), answer) for key in missing]
         results = await asyncio.gather(*loads, return_exceptions=True)
         for key, result in zip(missing, results, strict=True):
-            if isinstance(result, NotLoaded):
-                continue
             if isinstance(result, BaseException):
                 raise result
-            values[key] = result
+            if result is not ABSENT:
+                values[key] = result
         return {key: values[key] for key in wanted if key in values}
 
     async def _one_of(self, batch: Batch[Any], load: Load, answer: Callable[[Load], Awaitable[Any]]) -> Any:

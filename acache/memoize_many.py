@@ -15,7 +15,7 @@ from .clock import Clock
 from .errors import ConfigurationError, InvalidKey, KeyMissing, short
 from .events import Counters, Stats, logger
 from .inputs import several
-from .loading import Load, NotLoaded, Window
+from .loading import ABSENT, Load, Window
 from .memoize import Binder, Rules, in_thread, type_hints
 
 __all__ = ["BoundBatch", "CachedBatch", "Decorate", "DecorateBlocking", "HooksMany", "UnboundBatch", "build_many"]
@@ -275,11 +275,11 @@ class _Behind(Generic[K, V]):
         item: K = arguments[self._items]
         key = self._binder.key_of(arguments)
         call = partial(self._ask, arguments, key, item)
-        try:
-            return typing.cast("V", await self._hooks.resolve(self._load(arguments, {key: item}, key, call)))
-        except NotLoaded:
+        value: V = await self._hooks.resolve(self._load(arguments, {key: item}, key, call))
+        if value is ABSENT:
             msg = f"{self._binder.owner} returned nothing for {item!r}"
-            raise KeyMissing(msg) from None
+            raise KeyMissing(msg)
+        return value
 
     async def _ask(self, arguments: dict[str, Any], key: str, item: K) -> Any:
         """Load one item, in the window of those who ask with the same other arguments."""

@@ -7,21 +7,19 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from ..errors import AcacheError, short
+from ..errors import short
 from .context import running_load
 from .flight import Node, flying
 
-__all__ = ["Batch", "NotLoaded", "Window", "close_batches"]
+__all__ = ["ABSENT", "Batch", "Window", "close_batches"]
 
 T = TypeVar("T")
 K = TypeVar("K")
 
 _OPEN: Final = ""
 """What no key is: undecided for as long as a window is open."""
-
-
-class NotLoaded(AcacheError):
-    """The batch loader returned nothing for this key."""
+ABSENT: Final[Any] = object()
+"""What a load comes to whose batch has no such value: an answer as any other, and no error."""
 
 
 class Batch(Generic[T]):
@@ -47,11 +45,7 @@ class Batch(Generic[T]):
         """What those wait for who ask: the next call."""
 
     async def load(self, key: str) -> T:
-        """Ask for a key, from inside its flight.
-
-        Raises:
-            NotLoaded: the batch loader's result has no such key.
-        """
+        """Ask for a key, from inside its flight; `ABSENT` if the batch loader's result has no such key."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
         flight, node = flying.get(), self._node
@@ -109,10 +103,7 @@ class Batch(Generic[T]):
             node.returned = True
         for key, future in futures.items():
             if not future.done():
-                if key in loaded:
-                    future.set_result(loaded[key])
-                else:
-                    future.set_exception(NotLoaded(key))
+                future.set_result(loaded.get(key, ABSENT))
 
     async def _call(self, keys: list[str]) -> Mapping[str, T]:
         # A frame of its own, so that a StopIteration becomes a RuntimeError: a future cannot hold one.
@@ -162,10 +153,6 @@ class Window(Generic[K]):
         self._batch.decided(_OPEN)
 
     async def load(self, key: str, item: K) -> Any:
-        """Ask for an item, from inside the flight of its key.
-
-        Raises:
-            NotLoaded: the loader's result has no such key.
-        """
+        """Ask for an item, from inside the flight of its key; see `Batch.load`."""
         self._items[key] = item
         return await self._batch.load(key)
