@@ -960,7 +960,7 @@ class Cache:
         """Return the values under ``keys``; those that are missing are loaded by one call of ``loader``.
 
         Each key has a flight of its own, so concurrent calls with overlapping keys load each key once.  What the
-        loader's result leaves out is left out here, and not stored.
+        loader's result leaves out is left out here, and not stored; a stale value of it is removed.
 
         Raises:
             Exception: as for `get_or_load`; one failing key fails the call, and the others are stored all the same.

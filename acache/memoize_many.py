@@ -45,7 +45,7 @@ class CachedBatch(Protocol[K, P, V]):
     def __call__(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, dict[K, V]]:
         """Return the values of ``items``, calling the function once for all that are missing.
 
-        What the function's result leaves out is left out here, and not stored.
+        What the function's result leaves out is left out here, and not stored; an old value of it is removed.
         """
         ...
 
@@ -78,7 +78,7 @@ class CachedBatch(Protocol[K, P, V]):
         ...
 
     async def refresh(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
-        """Call the function for all ``items`` now and store what it returns."""
+        """Call the function for all ``items`` now and store what it returns; remove what it leaves out."""
         ...
 
     async def bypass(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Mapping[K, V]:
