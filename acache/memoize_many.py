@@ -249,7 +249,8 @@ class _Behind(Generic[K, V]):
         several_types = 2  # of a mapping: its keys' and its values'
         self._type: Final = rules.type or (of_result[1] if len(of_result) == several_types else None)
         self._seconds: Final = window
-        self._windows: Final[dict[tuple[int, ...], Window[K]]] = {}
+        self._windows: Final[dict[tuple[int, ...], list[Window[K]]]] = {}
+        """Those that are open: more than one where equal items with different keys are asked for."""
 
     # Calls ----------------------------------------------------------------------------------------------------------
 
@@ -284,11 +285,13 @@ class _Behind(Generic[K, V]):
     async def _ask(self, arguments: dict[str, Any], key: str, item: K) -> Any:
         """Load one item, in the window of those who ask with the same other arguments."""
         shared = tuple([id(value) for name, value in arguments.items() if name != self._items])
-        window = self._windows.get(shared)
-        if window is None or not window.open:
+        windows = self._windows[shared] = [window for window in self._windows.get(shared, ()) if window.open]
+        window = next((window for window in windows if window.takes(key, item)), None)
+        if window is None:
             # It holds the other arguments, so their ids stay theirs for as long as it is here.
             call = partial(self._call, arguments)
-            window = self._windows[shared] = Window(call, self._hooks.tasks, partial(self._close, shared))
+            window = Window(call, self._hooks.tasks, partial(self._close, shared))
+            windows.append(window)
             if self._seconds:
                 self._hooks.clock.call_later(self._seconds, window.close)
             else:
@@ -296,8 +299,10 @@ class _Behind(Generic[K, V]):
         return await window.load(key, item)
 
     def _close(self, shared: tuple[int, ...], window: Window[K]) -> None:
-        if self._windows.get(shared) is window:
-            del self._windows[shared]
+        if window in (windows := self._windows.get(shared, [])):
+            windows.remove(window)
+            if not windows:
+                del self._windows[shared]
 
     async def _call(self, arguments: dict[str, Any], by_key: Mapping[str, K], keys: Sequence[str]) -> dict[str, V]:
         loaded = await self._call_function(arguments, [by_key[key] for key in keys])

@@ -8,6 +8,8 @@ import inspect
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -544,6 +546,50 @@ async def test_only_calls_with_the_same_other_arguments_are_folded(cache: Cache)
     assert ([1, 2], one, "en") in asked
     assert ([3, 5], other, "en") in asked
     assert ([4], one, "de") in asked
+
+
+_NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        (1, True, 1.0),
+        (0.0, -0.0),
+        (Decimal(1), Decimal("1.00")),
+        (_NOON, _NOON.astimezone(timezone(timedelta(hours=2)))),
+        ((1,), (True,)),
+    ],
+)
+@pytest.mark.parametrize("batch_window", [0, 1])
+async def test_items_that_are_equal_and_have_two_keys_are_not_folded_into_one_call(
+    cache: Cache, clock: FakeClock, items: tuple[Any, ...], batch_window: float
+):
+    """One dict of results could not hold a value for each; those who ask know nothing of each other."""
+    asked: list[list[str]] = []
+
+    @cache.cached_many(batch_window=batch_window)
+    async def texts(items: list[Any]) -> dict[Any, str]:
+        asked.append([repr(item) for item in items])
+        return {item: repr(item) for item in items}
+
+    tasks = [asyncio.create_task(texts.one(item)) for item in (*items, "another")]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    clock.advance(batch_window)
+    assert await asyncio.gather(*tasks) == [*map(repr, items), "'another'"]
+    assert asked == [[repr(items[0]), "'another'"], *[[repr(item)] for item in items[1:]]]
+    assert [await texts([item]) for item in items] == [{item: repr(item)} for item in items]
+    assert len(asked) == len(items)
+
+
+async def test_an_item_that_cannot_be_in_a_result_is_its_caller_s_error_alone(cache: Cache, source: Source):
+    """A list has a key, and no place in a dict."""
+    get_users = users(cache, source)
+    good, bad = await asyncio.gather(get_users.one(1), get_users.one([1]), return_exceptions=True)
+    assert good == "user 1"
+    assert isinstance(bad, TypeError)
+    assert source.asked == [[1]]
 
 
 async def test_nobody_left_means_no_call(cache: Cache, source: Source, clock: FakeClock):

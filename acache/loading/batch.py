@@ -136,6 +136,7 @@ class Window(Generic[K]):
         closed: Callable[[Window[K]], object],
     ) -> None:
         self._items: Final[dict[str, K]] = {}
+        self._keys: Final[dict[K, str]] = {}
         self._batch: Final[Batch[Any]] = Batch((_OPEN,), partial(loader, self._items), tasks)
         self._loop: Final = asyncio.get_running_loop()
         self._closed: Final = closed
@@ -146,6 +147,13 @@ class Window(Generic[K]):
         """Whether one may ask here: it is not closed, and its event loop is the one that runs."""
         return self._open and self._loop is asyncio.get_running_loop()
 
+    def takes(self, key: str, item: K) -> bool:
+        """Tell whether one may ask here for this item: not if an equal one is asked for under another key.
+
+        As 1 and True are: a dict of results has one place for both.
+        """
+        return self.open and self._keys.get(item, key) == key
+
     def close(self) -> None:
         """Load what was asked for."""
         self._open = False
@@ -154,5 +162,6 @@ class Window(Generic[K]):
 
     async def load(self, key: str, item: K) -> Any:
         """Ask for an item, from inside the flight of its key; see `Batch.load`."""
+        self._keys[item] = key
         self._items[key] = item
         return await self._batch.load(key)
