@@ -973,7 +973,7 @@ class Cache:
         def make(key: str, call: Callable[[], Awaitable[Any]]) -> Load:
             return Load(key, call, plan, self._counters, names, type, None, rule, batched=True)
 
-        return await self._load_many(wanted, loader, make, counters=self._counters, type_=type)
+        return await self._load_many(wanted, loader, make, counters=self._counters, type_=type, name=repr(loader))
 
     async def _load_many(
         self,
@@ -983,14 +983,18 @@ class Cache:
         *,
         counters: Counters,
         type_: Any,
+        name: str,
         fresh: bool = True,
     ) -> dict[str, T]:
-        """Return the values; ``make`` writes the load of a key.  Without ``fresh``, load what is fresh too."""
+        """Return the values; ``make`` writes the load of a key.  Without ``fresh``, load what is fresh too.
+
+        ``name`` is what errors call the loader.
+        """
         values: dict[str, T] = await self._find(wanted, type_, counters) if fresh else {}
         missing = [key for key in wanted if key not in values]
         if not missing:
             return values
-        batch: Batch[T] = Batch(missing, loader, self._scope.batches)
+        batch: Batch[T] = Batch(missing, loader, self._scope.batches, name)
         answer = self._staircase.resolve if fresh else self._staircase.reload
         loads = [self._one_of(batch, make(key, partial(batch.load, key)), answer) for key in missing]
         results = await asyncio.gather(*loads, return_exceptions=True)

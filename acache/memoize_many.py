@@ -267,6 +267,7 @@ class _Behind(Generic[K, V]):
             partial(self._load, arguments, by_key),
             counters=self._hooks.counters,
             type_=self._type,
+            name=self._binder.owner,
             fresh=fresh,
         )
         return {by_key[key]: value for key, value in values.items()}
@@ -290,7 +291,7 @@ class _Behind(Generic[K, V]):
         if window is None:
             # It holds the other arguments, so their ids stay theirs for as long as it is here.
             call = partial(self._call, arguments)
-            window = Window(call, self._hooks.tasks, partial(self._close, shared))
+            window = Window(call, self._hooks.tasks, partial(self._close, shared), self._binder.owner)
             windows.append(window)
             if self._seconds:
                 self._hooks.clock.call_later(self._seconds, window.close)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -332,15 +333,28 @@ async def test_a_function_that_asks_for_its_own_items_is_told_so(cache: Cache, w
     async def between(item: int) -> Any:
         return await load.one(item)
 
-    @cache.cached_many()
+    @cache.cached_many(key="item:{ids}")
     async def load(ids: list[int]) -> dict[int, Any]:
         if way == "many":
             return await load(ids)
         return {item: await (load.one(item) if way == "one" else between(item)) for item in ids}
 
-    for call in (load([1, 2]), load.one(3)):
-        with pytest.raises(RecursiveLoad):
+    for call, item in ((load([1, 2]), 1), (load.one(3), 3)):
+        who = f"the batch loader {__name__}.{load.__qualname__}()"
+        if way == "another":
+            who = f"the loader of {between.key(item)!r}"
+        with pytest.raises(RecursiveLoad, match=re.escape(f"{who} waits for 'item:{item}'")):
             await asyncio.wait_for(call, 30)
+
+
+async def test_a_batch_loader_that_waits_for_itself_is_named(cache: Cache):
+    """By what was passed to `load_many`."""
+
+    async def fetch(keys: Sequence[str]) -> Mapping[str, Any]:
+        return await cache.load_many(keys, fetch)
+
+    with pytest.raises(RecursiveLoad, match=re.escape(f"the batch loader {fetch!r} waits for 'k'")):
+        await asyncio.wait_for(cache.load_many(["k"], fetch), 30)
 
 
 # Methods -------------------------------------------------------------------------------------------------------------

@@ -22,6 +22,16 @@ ABSENT: Final[Any] = object()
 """What a load comes to whose batch has no such value: an answer as any other, and no error."""
 
 
+class _Call(Node):
+    """One call of a batch loader; its key is the loader's name."""
+
+    __slots__ = ()
+
+    @property
+    def who(self) -> str:
+        return f"the batch loader {self.key}"
+
+
 class Batch(Generic[T]):
     """Collects the keys whose flights find that they must load, then loads them all at once.
 
@@ -35,13 +45,15 @@ class Batch(Generic[T]):
         keys: Sequence[str],
         loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
         tasks: set[asyncio.Task[None]],
+        name: str,
     ) -> None:
         self._tasks: Final = tasks
         """Where the running calls can be found by whoever has to wait for them."""
         self._undecided: Final = set(keys)
         self._waiting: dict[str, asyncio.Future[T]] = {}
         self._loader: Final = loader
-        self._node = Node("a batch")
+        self._name: Final = name
+        self._node = _Call(name)
         """What those wait for who ask: the next call."""
 
     async def load(self, key: str) -> T:
@@ -66,7 +78,7 @@ class Batch(Generic[T]):
         if self._undecided or not self._waiting:
             return
         futures, self._waiting = self._waiting, {}
-        node, self._node = self._node, Node("a batch")
+        node, self._node = self._node, _Call(self._name)
         task = asyncio.get_running_loop().create_task(
             self._run(futures, node), name=f"acache batch load {short(list(futures))}"
         )
@@ -110,7 +122,7 @@ class Batch(Generic[T]):
         loaded = await self._loader(keys)
         if not isinstance(loaded, Mapping):
             kind = type(loaded).__qualname__
-            msg = f"the batch loader {self._loader!r} returned a {kind}: return a dict of values by key"
+            msg = f"the batch loader {self._name} returned a {kind}: return a dict of values by key"
             raise TypeError(msg)
         return loaded
 
@@ -134,10 +146,11 @@ class Window(Generic[K]):
         loader: Callable[[Mapping[str, K], Sequence[str]], Awaitable[Mapping[str, Any]]],
         tasks: set[asyncio.Task[None]],
         closed: Callable[[Window[K]], object],
+        name: str,
     ) -> None:
         self._items: Final[dict[str, K]] = {}
         self._keys: Final[dict[K, str]] = {}
-        self._batch: Final[Batch[Any]] = Batch((_OPEN,), partial(loader, self._items), tasks)
+        self._batch: Final[Batch[Any]] = Batch((_OPEN,), partial(loader, self._items), tasks, name)
         self._loop: Final = asyncio.get_running_loop()
         self._closed: Final = closed
         self._open = True

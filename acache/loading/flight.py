@@ -39,6 +39,11 @@ class Node:
         self.returned = False
         """Whether its loader has returned: of the tasks it left behind, which carry its context, it waits for none."""
 
+    @property
+    def who(self) -> str:
+        """What a message calls it."""
+        return f"the loader of {self.key!r}"
+
     def waits_for(self, other: Node) -> bool:
         """Tell whether this is ``other``, or cannot end before it does."""
         seen: set[int] = set()
@@ -245,7 +250,7 @@ class Flights:
             return flight.waiter(patience)
         if flight.waits_for(inside):
             msg = (
-                f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
+                f"{inside.who} waits for {flight.key!r}, which waits for it:"
                 " give the two values two keys, or call the function underneath;"
                 " a task that the loader does not wait for needs a context of its own"
             )
