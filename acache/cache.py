@@ -25,7 +25,7 @@ from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, s
 from .events import BackendFailed, BreakerChanged, ChannelChanged, Counters, Observer, Stats, ToldBy, emit, logger
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
-from .loading import Batch, Load, Mark, NotLoaded, end_loads
+from .loading import ABSENT, Batch, Load, Mark, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
@@ -961,7 +961,7 @@ class Cache:
         """Return the values under ``keys``; those that are missing are loaded by one call of ``loader``.
 
         Each key has a flight of its own, so concurrent calls with overlapping keys load each key once.  What the
-        loader's result leaves out is left out here, and not stored.
+        loader's result leaves out is left out here, and not stored; a stale value of it is removed.
 
         Raises:
             Exception: as for `get_or_load`; one failing key fails the call, and the others are stored all the same.
@@ -974,7 +974,7 @@ class Cache:
         def make(key: str, call: Callable[[], Awaitable[Any]]) -> Load:
             return Load(key, call, plan, self._counters, names, type, None, rule, batched=True)
 
-        return await self._load_many(wanted, loader, make, counters=self._counters, type_=type)
+        return await self._load_many(wanted, loader, make, counters=self._counters, type_=type, name=repr(loader))
 
     async def _load_many(
         self,
@@ -984,23 +984,26 @@ class Cache:
         *,
         counters: Counters,
         type_: Any,
+        name: str,
         fresh: bool = True,
     ) -> dict[str, T]:
-        """Return the values; ``make`` writes the load of a key.  Without ``fresh``, load what is fresh too."""
+        """Return the values; ``make`` writes the load of a key.  Without ``fresh``, load what is fresh too.
+
+        ``name`` is what errors call the loader.
+        """
         values: dict[str, T] = await self._find(wanted, type_, counters) if fresh else {}
         missing = [key for key in wanted if key not in values]
         if not missing:
             return values
-        batch: Batch[T] = Batch(missing, loader, self._scope.batches)
+        batch: Batch[T] = Batch(missing, loader, self._scope.batches, name)
         answer = self._staircase.resolve if fresh else self._staircase.reload
         loads = [self._one_of(batch, make(key, partial(batch.load, key)), answer) for key in missing]
         results = await asyncio.gather(*loads, return_exceptions=True)
         for key, result in zip(missing, results, strict=True):
-            if isinstance(result, NotLoaded):
-                continue
             if isinstance(result, BaseException):
                 raise result
-            values[key] = result
+            if result is not ABSENT:
+                values[key] = result
         return {key: values[key] for key in wanted if key in values}
 
     async def _one_of(self, batch: Batch[Any], load: Load, answer: Callable[[Load], Awaitable[Any]]) -> Any:

@@ -15,7 +15,7 @@ from .clock import Clock
 from .errors import ConfigurationError, InvalidKey, KeyMissing, short
 from .events import Counters, Stats, logger
 from .inputs import several
-from .loading import Load, NotLoaded, Window
+from .loading import ABSENT, Load, Window
 from .memoize import Binder, Rules, in_thread, type_hints
 
 __all__ = ["BoundBatch", "CachedBatch", "Decorate", "DecorateBlocking", "HooksMany", "UnboundBatch", "build_many"]
@@ -45,7 +45,7 @@ class CachedBatch(Protocol[K, P, V]):
     def __call__(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, dict[K, V]]:
         """Return the values of ``items``, calling the function once for all that are missing.
 
-        What the function's result leaves out is left out here, and not stored.
+        What the function's result leaves out is left out here, and not stored; an old value of it is removed.
         """
         ...
 
@@ -78,7 +78,7 @@ class CachedBatch(Protocol[K, P, V]):
         ...
 
     async def refresh(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> dict[K, V]:
-        """Call the function for all ``items`` now and store what it returns."""
+        """Call the function for all ``items`` now and store what it returns; remove what it leaves out."""
         ...
 
     async def bypass(self, items: Iterable[K], /, *args: P.args, **kwargs: P.kwargs) -> Mapping[K, V]:
@@ -249,7 +249,8 @@ class _Behind(Generic[K, V]):
         several_types = 2  # of a mapping: its keys' and its values'
         self._type: Final = rules.type or (of_result[1] if len(of_result) == several_types else None)
         self._seconds: Final = window
-        self._windows: Final[dict[tuple[int, ...], Window[K]]] = {}
+        self._windows: Final[dict[tuple[int, ...], list[Window[K]]]] = {}
+        """Those that are open: more than one where equal items with different keys are asked for."""
 
     # Calls ----------------------------------------------------------------------------------------------------------
 
@@ -266,6 +267,7 @@ class _Behind(Generic[K, V]):
             partial(self._load, arguments, by_key),
             counters=self._hooks.counters,
             type_=self._type,
+            name=self._binder.owner,
             fresh=fresh,
         )
         return {by_key[key]: value for key, value in values.items()}
@@ -275,20 +277,22 @@ class _Behind(Generic[K, V]):
         item: K = arguments[self._items]
         key = self._binder.key_of(arguments)
         call = partial(self._ask, arguments, key, item)
-        try:
-            return typing.cast("V", await self._hooks.resolve(self._load(arguments, {key: item}, key, call)))
-        except NotLoaded:
+        value: V = await self._hooks.resolve(self._load(arguments, {key: item}, key, call))
+        if value is ABSENT:
             msg = f"{self._binder.owner} returned nothing for {item!r}"
-            raise KeyMissing(msg) from None
+            raise KeyMissing(msg)
+        return value
 
     async def _ask(self, arguments: dict[str, Any], key: str, item: K) -> Any:
         """Load one item, in the window of those who ask with the same other arguments."""
         shared = tuple([id(value) for name, value in arguments.items() if name != self._items])
-        window = self._windows.get(shared)
-        if window is None or not window.open:
+        windows = self._windows[shared] = [window for window in self._windows.get(shared, ()) if window.open]
+        window = next((window for window in windows if window.takes(key, item)), None)
+        if window is None:
             # It holds the other arguments, so their ids stay theirs for as long as it is here.
             call = partial(self._call, arguments)
-            window = self._windows[shared] = Window(call, self._hooks.tasks, partial(self._close, shared))
+            window = Window(call, self._hooks.tasks, partial(self._close, shared), self._binder.owner)
+            windows.append(window)
             if self._seconds:
                 self._hooks.clock.call_later(self._seconds, window.close)
             else:
@@ -296,8 +300,10 @@ class _Behind(Generic[K, V]):
         return await window.load(key, item)
 
     def _close(self, shared: tuple[int, ...], window: Window[K]) -> None:
-        if self._windows.get(shared) is window:
-            del self._windows[shared]
+        if window in (windows := self._windows.get(shared, [])):
+            windows.remove(window)
+            if not windows:
+                del self._windows[shared]
 
     async def _call(self, arguments: dict[str, Any], by_key: Mapping[str, K], keys: Sequence[str]) -> dict[str, V]:
         loaded = await self._call_function(arguments, [by_key[key] for key in keys])

@@ -82,6 +82,12 @@ class Seen:
         return self._open()[1]
 
     @property
+    def there(self) -> bool:
+        """Whether it is a value, of whatever age."""
+        envelope, number, _ = self._open()
+        return envelope is not None or number is not None
+
+    @property
     def garbage(self) -> DecodeError | None:
         """Why the bytes that are there cannot be read; they count as nothing."""
         return self._open()[2]
@@ -330,6 +336,17 @@ class Remote:
             under[EPOCH] = envelope.epoch
         stored, tokens = await self.beside(filling, tuple(under))
         return stored is not False and all(tokens.get(name) == token for name, token in under.items())
+
+    async def remove(self, key: str, version: Version) -> None:
+        """Remove an entry, unless somebody wrote it since ``version`` was read; see `delete`.
+
+        At whatever time: of an entry, unlike of nothing, no version comes back.
+        """
+        wire = self._keys.entry(key)
+        if self._cas is None:
+            await self._calls.change(self._backend.delete, wire)
+        else:
+            await self._calls.change(self._cas.set_if, wire, self._tombstone(), version, ttl=TOMBSTONE_TTL)
 
     async def add(self, key: str, envelope: Envelope) -> bool:
         """Store an entry if a reader would see nothing there."""

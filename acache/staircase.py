@@ -22,10 +22,10 @@ from .errors import BackendError, ConfigurationError, LoadTimeout
 from .events import logger
 from .inputs import tag_names
 from .lease import Lease, Verdict
-from .loading import UNSERVED, Flight, Load, LoadContext, Mark, NotLoaded, running_load
+from .loading import ABSENT, UNSERVED, Flight, Load, LoadContext, Mark, running_load
 from .memory import Record, fresh_until_of, stored_at, terms_of
 from .policy import DEFAULT, Policy
-from .remote import FILL_WITHIN, Remote
+from .remote import FILL_WITHIN, Remote, Seen
 from .tiers import Received, Tiers, until_due
 
 __all__ = ["Staircase", "ahead"]
@@ -59,6 +59,8 @@ class _Attempt:
     looked_at: float
     """When it looked at the far tier; monotonic."""
     version: Version = _UNKNOWN
+    seen: Seen | None = None
+    """What it saw there; ``None`` if the far tier did not answer."""
     stale: Received | None = None
     cells: tuple[TagCell, ...] = ()
     """Those of its tags, and of the namespace, from before its look at the far tier."""
@@ -122,15 +124,15 @@ class Staircase:
             waiter = flights.join(flight, _patience(policy))
             try:
                 result = await waiter
-            except NotLoaded:
-                if load.batched:
-                    raise
-                continue  # somebody's batch leaves it out; this one has a loader of its own
             except BaseException:
                 flight.leave(waiter)
                 raise
             if 0 < flight.outdated <= arrived:
                 continue  # it began before the invalidation of a tag that it learnt of later; this caller came after
+            if result is ABSENT:
+                if load.batched:
+                    return ABSENT
+                continue  # somebody's batch leaves it out; this one has a loader of its own
             if type(result) is not _Fallback:
                 return self._tiers.own(result, load.type)
             if self._takes(result, policy):
@@ -198,6 +200,8 @@ class Staircase:
             raise
         if 0 < flight.outdated <= arrived:
             return await self.reload(load)  # as in `resolve`
+        if result is ABSENT:
+            return ABSENT if load.batched else await self.reload(load)
         if type(result) is not _Fallback:
             return self._tiers.own(result, load.type)
         if result.error is None:
@@ -351,7 +355,7 @@ class Staircase:
         try:
             if attempt.remote is not None:
                 try:
-                    seen = await attempt.remote.read(load.key, load.tags)
+                    attempt.seen = seen = await attempt.remote.read(load.key, load.tags)
                     attempt.version, attempt.tokens = seen.version, seen.tokens
                 except BackendError as error:
                     self._notes.tolerate("refresh", load.key, error, load.policy)
@@ -391,7 +395,7 @@ class Staircase:
         """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
         load = attempt.load
         try:
-            seen = await remote.read(load.key, load.tags)
+            attempt.seen = seen = await remote.read(load.key, load.tags)
             attempt.version, attempt.tokens = seen.version, seen.tokens
             return await self._tiers.receive(load.key, seen, load.type)
         except BackendError as error:  # on the way to the entry, or to its tags
@@ -417,8 +421,6 @@ class Staircase:
         attempt.mark.loading = True
         try:
             value = await self._run_softly(attempt, flight)
-        except NotLoaded:
-            raise
         except Exception as error:
             if flight.over or (fallback := self._failed(attempt, started, error)) is None:
                 raise
@@ -434,6 +436,8 @@ class Staircase:
         if flight.abandoned:
             # It was cancelled and would not stop; whoever came later has a load, and perhaps a value, of their own.
             self._notes.refused(load.key, load.counters)
+        elif value is ABSENT:
+            await self._remove(attempt)
         elif context.stored and (load.condition is None or load.condition(value)):
             await self._fill(attempt, context, value, took)
         return value
@@ -542,6 +546,30 @@ class Staircase:
             ends_at = self._now() + lifetime
             self._tiers.keep(load.key, value, near, cells=cells, load_time=load_time, ends_at=ends_at)
         self._notes.stored(load.key, lifetime)
+
+    async def _remove(self, attempt: _Attempt) -> None:
+        """Do step 9 for a batch without the value: what is there goes, unless anything was written since the look.
+
+        A write in this process as much as a fill is::
+
+            L: the batch leaves the key out ................ removes it far ....... drops it near
+            R:                       reads the old value ......................................... may not keep it near
+        """
+        key, remote, seen, watch = attempt.load.key, attempt.remote, attempt.seen, self._scope.watch
+        if not attempt.current:
+            return
+        if remote is None or seen is None or not seen.there:
+            self._tiers.drop(key)
+            return
+        attempt.mark.loading = False
+        writing = watch.open_write(key)
+        try:
+            await remote.remove(key, seen.version)
+        except BackendError as error:
+            self._notes.failure("fill", key, error, raised=False)
+        finally:
+            self._tiers.drop(key)
+            watch.close(key, writing)
 
     async def _take_late_tags(self, attempt: _Attempt, context: LoadContext) -> bool:
         """Take note of the tags that the loader added; tell whether the value may be stored under them."""

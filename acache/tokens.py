@@ -330,24 +330,27 @@ class Tokens:
 class _Round:
     """The question of one turn of the loop."""
 
-    __slots__ = ("_waiters", "loop", "names", "task")
+    __slots__ = ("_waiters", "_waiting", "loop", "names", "task")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop: Final = loop
         self.task: asyncio.Task[None] | None = None
         self.names: Final[dict[str, None]] = {}
         self._waiters: Final[list[tuple[asyncio.Future[Mapping[str, bytes]], Sequence[str]]]] = []
+        self._waiting = 0
 
     def join(self, names: Sequence[str]) -> asyncio.Future[Mapping[str, bytes]]:
         """Ask for these, too."""
         self.names.update(dict.fromkeys(names))
         waiter: asyncio.Future[Mapping[str, bytes]] = self.loop.create_future()
         self._waiters.append((waiter, names))
+        self._waiting += 1
         waiter.add_done_callback(self._left)
         return waiter
 
     def _left(self, _: object) -> None:
-        if self.task is not None and not self.awaited:
+        self._waiting -= 1  # no look at all of them: ten thousand ask in one turn, and each of them leaves
+        if self.task is not None and not self._waiting:
             self.task.cancel()  # a late failure would count against a server that is back; harmless when it has ended
 
     @property
@@ -362,7 +365,8 @@ class _Round:
                 continue
             error = next((failed[name] for name in names if name in failed), None) if failed else None
             if error is None:
-                waiter.set_result(found)
+                # His own, as he keeps it: all, for each of ten thousand, would be a hundred million.
+                waiter.set_result({name: found[name] for name in names if name in found})
             else:
                 waiter.set_exception(error)
 

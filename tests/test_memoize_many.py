@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import inspect
+import re
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -329,15 +333,28 @@ async def test_a_function_that_asks_for_its_own_items_is_told_so(cache: Cache, w
     async def between(item: int) -> Any:
         return await load.one(item)
 
-    @cache.cached_many()
+    @cache.cached_many(key="item:{ids}")
     async def load(ids: list[int]) -> dict[int, Any]:
         if way == "many":
             return await load(ids)
         return {item: await (load.one(item) if way == "one" else between(item)) for item in ids}
 
-    for call in (load([1, 2]), load.one(3)):
-        with pytest.raises(RecursiveLoad):
+    for call, item in ((load([1, 2]), 1), (load.one(3), 3)):
+        who = f"the batch loader {__name__}.{load.__qualname__}()"
+        if way == "another":
+            who = f"the loader of {between.key(item)!r}"
+        with pytest.raises(RecursiveLoad, match=re.escape(f"{who} waits for 'item:{item}'")):
             await asyncio.wait_for(call, 30)
+
+
+async def test_a_batch_loader_that_waits_for_itself_is_named(cache: Cache):
+    """By what was passed to `load_many`."""
+
+    async def fetch(keys: Sequence[str]) -> Mapping[str, Any]:
+        return await cache.load_many(keys, fetch)
+
+    with pytest.raises(RecursiveLoad, match=re.escape(f"the batch loader {fetch!r} waits for 'k'")):
+        await asyncio.wait_for(cache.load_many(["k"], fetch), 30)
 
 
 # Methods -------------------------------------------------------------------------------------------------------------
@@ -545,6 +562,50 @@ async def test_only_calls_with_the_same_other_arguments_are_folded(cache: Cache)
     assert ([4], one, "de") in asked
 
 
+_NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        (1, True, 1.0),
+        (0.0, -0.0),
+        (Decimal(1), Decimal("1.00")),
+        (_NOON, _NOON.astimezone(timezone(timedelta(hours=2)))),
+        ((1,), (True,)),
+    ],
+)
+@pytest.mark.parametrize("batch_window", [0, 1])
+async def test_items_that_are_equal_and_have_two_keys_are_not_folded_into_one_call(
+    cache: Cache, clock: FakeClock, items: tuple[Any, ...], batch_window: float
+):
+    """One dict of results could not hold a value for each; those who ask know nothing of each other."""
+    asked: list[list[str]] = []
+
+    @cache.cached_many(batch_window=batch_window)
+    async def texts(items: list[Any]) -> dict[Any, str]:
+        asked.append([repr(item) for item in items])
+        return {item: repr(item) for item in items}
+
+    tasks = [asyncio.create_task(texts.one(item)) for item in (*items, "another")]
+    for _ in range(20):
+        await asyncio.sleep(0)
+    clock.advance(batch_window)
+    assert await asyncio.gather(*tasks) == [*map(repr, items), "'another'"]
+    assert asked == [[repr(items[0]), "'another'"], *[[repr(item)] for item in items[1:]]]
+    assert [await texts([item]) for item in items] == [{item: repr(item)} for item in items]
+    assert len(asked) == len(items)
+
+
+async def test_an_item_that_cannot_be_in_a_result_is_its_caller_s_error_alone(cache: Cache, source: Source):
+    """A list has a key, and no place in a dict."""
+    get_users = users(cache, source)
+    good, bad = await asyncio.gather(get_users.one(1), get_users.one([1]), return_exceptions=True)
+    assert good == "user 1"
+    assert isinstance(bad, TypeError)
+    assert source.asked == [[1]]
+
+
 async def test_nobody_left_means_no_call(cache: Cache, source: Source, clock: FakeClock):
     """A window that everybody left before it closed asks for nothing."""
     get_users = users(cache, source, batch_window=1)
@@ -568,6 +629,42 @@ async def test_ten_thousand_single_calls_are_one(cache: Cache, source: Source):
     assert sorted(item for ids in source.asked for item in ids) == [1 + 10 * number for number in range(1000)]
     assert len(source.asked) == 1
     assert len(cache._scope.flights) == 0
+
+
+@pytest.mark.parametrize("way", ["load_many", "many", "one", "inside a load"])
+async def test_the_work_of_a_cold_load_grows_with_the_items_and_no_faster(build: Build, way: str):
+    """Four times as many items take four times as many calls of functions, not sixteen times."""
+
+    async def fetch(items: Sequence[Any]) -> Mapping[Any, int]:
+        return dict.fromkeys(items, 1)
+
+    async def work(size: int) -> int:
+        calls = 0
+
+        def count(*_: object) -> None:
+            nonlocal calls
+            calls += 1
+
+        async with build() as cache:
+            function = cache.cached_many()(fetch)
+            keys = [f"key {number}" for number in range(size)]
+            sys.setprofile(count)
+            try:
+                match way:
+                    case "load_many":
+                        await cache.load_many(keys, fetch)
+                    case "many":
+                        await function(keys)
+                    case "one":
+                        await asyncio.gather(*[function.one(key) for key in keys])
+                    case _:
+                        await cache.get_or_load("outer", lambda: cache.load_many(keys, fetch))
+            finally:
+                sys.setprofile(None)
+        return calls
+
+    await work(10)  # imports, and what is made once
+    assert await work(1000) < 4.5 * await work(250)
 
 
 async def test_a_stale_value_answers_while_a_batch_loads_behind(build: Build, source: Source, clock: FakeClock):

@@ -1,12 +1,13 @@
 """One load per missing value: flights, the marks that guard their fills, and batches."""
 
-from .batch import Batch, NotLoaded, Window, close_batches
+from .batch import ABSENT, Batch, Window, close_batches
 from .context import LoadContext, current_load, running_load
 from .flight import UNSERVED, Flight, Flights, end_loads
 from .load import Load
 from .watch import Mark, Watch
 
 __all__ = [
+    "ABSENT",
     "UNSERVED",
     "Batch",
     "Flight",
@@ -14,7 +15,6 @@ __all__ = [
     "Load",
     "LoadContext",
     "Mark",
-    "NotLoaded",
     "Watch",
     "Window",
     "close_batches",

@@ -7,21 +7,29 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
 
-from ..errors import AcacheError, short
+from ..errors import short
 from .context import running_load
 from .flight import Node, flying
 
-__all__ = ["Batch", "NotLoaded", "Window", "close_batches"]
+__all__ = ["ABSENT", "Batch", "Window", "close_batches"]
 
 T = TypeVar("T")
 K = TypeVar("K")
 
 _OPEN: Final = ""
 """What no key is: undecided for as long as a window is open."""
+ABSENT: Final[Any] = object()
+"""What a load comes to whose batch has no such value: an answer as any other, and no error."""
 
 
-class NotLoaded(AcacheError):
-    """The batch loader returned nothing for this key."""
+class _Call(Node):
+    """One call of a batch loader; its key is the loader's name."""
+
+    __slots__ = ()
+
+    @property
+    def who(self) -> str:
+        return f"the batch loader {self.key}"
 
 
 class Batch(Generic[T]):
@@ -37,32 +45,30 @@ class Batch(Generic[T]):
         keys: Sequence[str],
         loader: Callable[[Sequence[str]], Awaitable[Mapping[str, T]]],
         tasks: set[asyncio.Task[None]],
+        name: str,
     ) -> None:
         self._tasks: Final = tasks
         """Where the running calls can be found by whoever has to wait for them."""
         self._undecided: Final = set(keys)
         self._waiting: dict[str, asyncio.Future[T]] = {}
         self._loader: Final = loader
-        self._node = Node("a batch")
+        self._name: Final = name
+        self._node = _Call(name)
         """What those wait for who ask: the next call."""
 
     async def load(self, key: str) -> T:
-        """Ask for a key, from inside its flight.
-
-        Raises:
-            NotLoaded: the batch loader's result has no such key.
-        """
+        """Ask for a key, from inside its flight; `ABSENT` if the batch loader's result has no such key."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self._waiting[key] = future
         flight, node = flying.get(), self._node
         if flight is not None:
-            flight.waiting_on.append(node)
+            flight.waiting_on[future] = node
         self.decided(key)
         try:
             return await future
         finally:
             if flight is not None:
-                flight.waiting_on.remove(node)
+                del flight.waiting_on[future]
             if self._waiting.get(key) is future:
                 del self._waiting[key]
 
@@ -72,16 +78,19 @@ class Batch(Generic[T]):
         if self._undecided or not self._waiting:
             return
         futures, self._waiting = self._waiting, {}
-        node, self._node = self._node, Node("a batch")
+        node, self._node = self._node, _Call(self._name)
         task = asyncio.get_running_loop().create_task(
             self._run(futures, node), name=f"acache batch load {short(list(futures))}"
         )
 
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        waiting = len(futures)
 
         def left(_: object) -> None:
-            if all(future.done() for future in futures.values()) and not task.cancelling():
+            nonlocal waiting
+            waiting -= 1  # not a look at all of them, which for each of ten thousand would be a hundred million
+            if not waiting and not task.cancelling():
                 task.cancel()  # nobody waits any more; harmless when it has ended
 
         for future in futures.values():
@@ -106,17 +115,14 @@ class Batch(Generic[T]):
             node.returned = True
         for key, future in futures.items():
             if not future.done():
-                if key in loaded:
-                    future.set_result(loaded[key])
-                else:
-                    future.set_exception(NotLoaded(key))
+                future.set_result(loaded.get(key, ABSENT))
 
     async def _call(self, keys: list[str]) -> Mapping[str, T]:
         # A frame of its own, so that a StopIteration becomes a RuntimeError: a future cannot hold one.
         loaded = await self._loader(keys)
         if not isinstance(loaded, Mapping):
             kind = type(loaded).__qualname__
-            msg = f"the batch loader {self._loader!r} returned a {kind}: return a dict of values by key"
+            msg = f"the batch loader {self._name} returned a {kind}: return a dict of values by key"
             raise TypeError(msg)
         return loaded
 
@@ -140,9 +146,11 @@ class Window(Generic[K]):
         loader: Callable[[Mapping[str, K], Sequence[str]], Awaitable[Mapping[str, Any]]],
         tasks: set[asyncio.Task[None]],
         closed: Callable[[Window[K]], object],
+        name: str,
     ) -> None:
         self._items: Final[dict[str, K]] = {}
-        self._batch: Final[Batch[Any]] = Batch((_OPEN,), partial(loader, self._items), tasks)
+        self._keys: Final[dict[K, str]] = {}
+        self._batch: Final[Batch[Any]] = Batch((_OPEN,), partial(loader, self._items), tasks, name)
         self._loop: Final = asyncio.get_running_loop()
         self._closed: Final = closed
         self._open = True
@@ -152,6 +160,13 @@ class Window(Generic[K]):
         """Whether one may ask here: it is not closed, and its event loop is the one that runs."""
         return self._open and self._loop is asyncio.get_running_loop()
 
+    def takes(self, key: str, item: K) -> bool:
+        """Tell whether one may ask here for this item: not if an equal one is asked for under another key.
+
+        As 1 and True are: a dict of results has one place for both.
+        """
+        return self.open and self._keys.get(item, key) == key
+
     def close(self) -> None:
         """Load what was asked for."""
         self._open = False
@@ -159,10 +174,7 @@ class Window(Generic[K]):
         self._batch.decided(_OPEN)
 
     async def load(self, key: str, item: K) -> Any:
-        """Ask for an item, from inside the flight of its key.
-
-        Raises:
-            NotLoaded: the loader's result has no such key.
-        """
+        """Ask for an item, from inside the flight of its key; see `Batch.load`."""
+        self._keys[item] = key
         self._items[key] = item
         return await self._batch.load(key)

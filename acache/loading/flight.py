@@ -41,10 +41,15 @@ class Node:
 
     def __init__(self, key: str) -> None:
         self.key: Final = key
-        self.waiting_on: Final[list[Node]] = []
-        """What its loader waits for at this moment."""
+        self.waiting_on: Final[dict[asyncio.Future[Any], Node]] = {}
+        """What its loader waits for at this moment, by the future on which it does."""
         self.returned = False
         """Whether its loader has returned: of the tasks it left behind, which carry its context, it waits for none."""
+
+    @property
+    def who(self) -> str:
+        """What a message calls it."""
+        return f"the loader of {self.key!r}"
 
     def waits_for(self, other: Node) -> bool:
         """Tell whether this is ``other``, or cannot end before it does."""
@@ -56,7 +61,7 @@ class Node:
                 return True
             if id(node) not in seen:
                 seen.add(id(node))
-                pending += node.waiting_on
+                pending += node.waiting_on.values()
         return False
 
 
@@ -256,15 +261,15 @@ class Flights:
             return flight.waiter(patience)
         if flight.waits_for(inside):
             msg = (
-                f"the loader of {inside.key!r} waits for {flight.key!r}, which waits for it:"
+                f"{inside.who} waits for {flight.key!r}, which waits for it:"
                 " give the two values two keys, or call the function underneath;"
                 " a task that the loader does not wait for needs a context of its own"
             )
             raise RecursiveLoad(msg)
-        inside.waiting_on.append(flight)
         flight.inside = True
         waiter = flight.waiter(patience)
-        waiter.add_done_callback(lambda _: inside.waiting_on.remove(flight))  # before the caller goes on
+        inside.waiting_on[waiter] = flight
+        waiter.add_done_callback(inside.waiting_on.pop)  # before the caller goes on
         return waiter
 
     def forget(self, key: str) -> None:

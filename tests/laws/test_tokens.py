@@ -206,6 +206,18 @@ async def test_an_answer_that_crosses_its_invalidation_is_not_mirrored(told: Top
     assert await q.get("one more") == 1
 
 
+async def test_an_answer_holds_what_was_asked_for_and_no_more(far_topology: Topology):
+    """Those who ask in one turn share a question; each of thousands of loads keeps its own part of the answer."""
+    cache, tracer = far_topology.cache(), far_topology.tracer
+    await cache.set("k", 1, tags=["a", "b"])
+    cache._scope.tags.spoil_all()
+    tokens = cache._remote.tokens  # type: ignore[union-attr]
+    tracer.restart()
+    of_a, of_b = await asyncio.gather(tokens.ask(["a"]), tokens.ask(["b", "none"]))
+    assert tracer.calls == ["get_many"]
+    assert (set(of_a), set(of_b)) == ({"a"}, {"b"})
+
+
 async def test_a_loss_ends_what_is_mirrored(told: Topology):
     """From then on changes may go untold."""
     cache = told.cache()
