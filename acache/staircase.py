@@ -305,8 +305,12 @@ class Staircase:
             # Under a mark of its own: whatever broke the old one came before this look.
             watch.close(load.key, attempt.mark)
             attempt.mark = watch.open(load.key)
+            stale, before, attempt.away = attempt.stale, attempt.looked_at, False
             attempt.looked_at, attempt.version, attempt.cells = self._now(), _UNKNOWN, self._cells(load)
             attempt.stale = received = await self._look(attempt, remote)
+            if attempt.away and stale is not None:
+                # What it said last is still offered in place of the loader's error; the wait has made it older.
+                attempt.stale = stale._replace(fresh_for=stale.fresh_for - (attempt.looked_at - before))
         if received is not None and received.fresh_for > 0 and attempt.mark.intact:
             self._tiers.keep_received(load.key, received, load.policy)
         return received

@@ -643,6 +643,45 @@ async def test_a_server_that_stops_under_a_load_leaves_one_load_for_each(private
     await waiter.aclose()
 
 
+@pytest.mark.parametrize("memory", [100, None], ids=["near and far", "far"])
+@pytest.mark.parametrize("waits", [1.0, 6.0])
+async def test_who_waited_when_the_far_tier_went_away_is_offered_the_stale_value_he_had(
+    memory: int | None, waits: float, until: Until
+):
+    """As the holder is, whose loader fails too: within ``stale_if_error``, for which the wait counts."""
+    clock, gate = FakeClock(), asyncio.Event()
+    backend = FaultyBackend(clock=clock)
+    policy = Policy(ttl=10, lease=True, stale_if_error=5)
+    holder, waiter = (Cache(backend, policy=policy, clock=clock, memory=memory) for _ in range(2))
+
+    async def load() -> str:
+        await gate.wait()
+        raise LookupError
+
+    await holder.set("k", "old")
+    assert await waiter.get("k") == "old"
+    clock.advance(11)
+    first = ask(holder, load)
+    await until(lambda: holder.stats().loads)
+    second = ask(waiter, load)
+    await until(lambda: waiter._scope.flights.current("k"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    backend.fail()
+    clock.advance(waits)
+    await until(lambda: waiter.stats().loads)
+    gate.set()
+    for task in (first, second):
+        if waits < 4:
+            assert await task == "old"
+        else:
+            with pytest.raises(LookupError):
+                await task
+    assert waiter.stats().load_failures == 1
+    await holder.aclose()
+    await waiter.aclose()
+
+
 async def test_a_record_that_nobody_wrote_ends_like_any_lease(far_topology: Topology):
     """Whatever lies in the place of a lease, without an end of its own, holds nobody up for longer than one."""
     backend = far_topology.backend()
