@@ -169,11 +169,15 @@ class Memory:
         if self.sweeper is not None:
             self.sweeper.start()
 
+    def begin_round(self) -> None:
+        """See `Swept.begin_round`."""
+        self._round = self._rounds()
+
     def sweep(self, now: float) -> tuple[int, int]:
         """See `Swept.sweep`."""
         part = next(self._round, None)
         if part is None:
-            self._round = self._rounds()
+            self.begin_round()
             return 0, 0
         space, keys = part
         return len(keys), space.drop_expired(keys, now)
