@@ -182,6 +182,8 @@ class Cache:
         self._set_up(shared, check_namespace(namespace), codec, policy)
         if memory is not None and observers:
             memory.on_removed = self._notes.removed
+        if memory is not None and shared.backend is not None:
+            memory.on_unsized = self._notes.unsized
 
     def _set_up_messages(self, shared: Shared) -> None:
         if isinstance(shared.backend, Notify):

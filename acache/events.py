@@ -211,40 +211,62 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stats:
-    """Counters since the cache was built, and the size of its near tier now."""
+    """Counters since the cache was built, and the size of its near tier now.
+
+    The views of a cache share its counters: ``stats()`` of any of them is that of all.  A cached function's are its own
+    part of them.  What asks for no value (``has``, ``ttl``, ``peek``) is neither a hit nor a miss.
+    """
 
     hits_near: int = 0
+    """Fresh values from the near tier; where there are many keys, one for each."""
     hits_far: int = 0
+    """Fresh values from the far tier."""
     hits_stale: int = 0
+    """Values past their ttl, from either tier, within a stale window of the policy.
+
+    One that is answered at once is no miss.  One in place of a loader's error is a miss, too: the loader was asked.
+    """
     misses: int = 0
+    """Questions for which no tier had a fresh value, nor a stale one to be answered at once."""
     loads: int = 0
-    """Loader calls that were started."""
+    """Loader calls that were started; of a batch loader, the values it was asked for."""
     load_failures: int = 0
+    """Those of them that raised, or took longer than ``load_timeout``."""
     coalesced: int = 0
     """Callers that waited for somebody else's load."""
     fills_refused: int = 0
+    """Loaded values that were handed to their callers and not stored, as their key or tag changed during the load."""
     evictions: int = 0
+    """Entries that left the near tier for want of room."""
     invalidations: int = 0
+    """Calls that removed: ``delete``, and ``delete_many`` once for each key, ``invalidate_tags``, ``clear``."""
     backend_errors: int = 0
+    """Operations of the far tier that failed, whether the caller was told or not."""
     decode_failures: int = 0
+    """Entries of the far tier that could not be read, and were taken as misses."""
     replay_kept: int = 0
-    """Changes that the far tier did not confirm, kept to be sent again."""
+    """Changes that the far tier did not confirm, to be sent again: as many as the next four say together."""
     replayed: int = 0
     """Those of them that have arrived."""
     replay_dropped: int = 0
-    """Those that never will: too many at a time, or the cache was closed."""
+    """Those that never will: too many at a time, an engine's own mistake, or the cache was closed."""
+    replay_replaced: int = 0
+    """Those of whose key, tag or namespace something newer was kept, or confirmed, before they arrived."""
     replay_waiting: int = 0
     """Those that are kept now."""
     invalidations_received: int = 0
     """Changes that the far tier told of, scripts of this cache's own among them; or messages of other caches."""
     channel_losses: int = 0
+    """How often changes may have gone untold from then on, so that the near tier was emptied or bypassed."""
     channel_restorations: int = 0
+    """How often they were told again after that."""
     coherence: ToldBy | None = None
     """How the near tier comes to know of others' changes: the far tier tells of all (tracking), or other caches of
     theirs (messages); ``None``: not at all.  But for tracking, time bounds near copies."""
     near_entries: int = 0
+    """Entries in the near tier, those of all namespaces; also such as are past their time and not yet dropped."""
     near_bytes: int = 0
-    """Zero unless the near tier is bounded by bytes."""
+    """Their bytes; zero unless the near tier is bounded by bytes (``max_bytes``)."""
 
     @property
     def hits(self) -> int:
@@ -285,6 +307,7 @@ class Counters:
     replay_kept: int
     replayed: int
     replay_dropped: int
+    replay_replaced: int
     invalidations_received: int
     channel_losses: int
     channel_restorations: int

@@ -46,6 +46,7 @@ class Notes:
         "_refusal_at",
         "_touch",
         "_unlogged",
+        "_unsized_at",
         "counters",
     )
 
@@ -63,7 +64,7 @@ class Notes:
         self._observers: Final = observers
         self._touch: Final = touch
         self._now: Final = now
-        self._log_at = self._refusal_at = -FOREVER
+        self._log_at = self._refusal_at = self._unsized_at = -FOREVER
         self._unlogged = 0
         self.counters: Final = counters
 
@@ -136,6 +137,13 @@ class Notes:
         """An entry left the near tier, of whatever namespace."""
         event = Evicted if cause in ("size", "expired") else Removed
         emit(self._observers, event(namespace=namespace, key=key, cause=cause))
+
+    def unsized(self, namespace: str, key: str, error: Exception) -> None:
+        """A value, of whatever namespace, is not kept near for want of a size."""
+        if (now := self._now()) >= self._unsized_at:
+            message = "%r in namespace %r is not kept near, and has to be fetched each time: sizeof said no size of it"
+            logger.warning(message, key, namespace, exc_info=error)
+            self._unsized_at = now + _LOG_EVERY
 
     def garbage(self, key: str, error: DecodeError) -> None:
         """What was found could not be read, and counts as nothing."""

@@ -101,7 +101,8 @@ class Replay:
 
     def keep(self, slot: Slot, operation: Operation, send: Send, envelope: Envelope | None = None) -> None:
         """Keep a change that the far tier did not confirm, in place of an older one of the same key or tag."""
-        self._forget(slot)
+        self._counters.replay_kept += 1
+        self._replace(slot)
         if slot[1] == "clear":
             self.forget_all(slot[0])  # it removes what they would have removed
         if envelope is not None and len(envelope.payload) > self._max_bytes:
@@ -116,7 +117,6 @@ class Replay:
             self._forget(oldest)
             stripped.envelope = None
             self._put(oldest, stripped)
-        self._counters.replay_kept += 1
         if self._observers:
             emit(self._observers, KeptForReplay(operation=operation, **_names(slot)))
         self._arm()
@@ -124,21 +124,26 @@ class Replay:
     def forget(self, slots: Iterable[Slot]) -> None:
         """Drop what the far tier need not be told any more: something newer was confirmed."""
         for slot in slots:
-            self._forget(slot)
+            self._replace(slot)
 
     def forget_all(self, namespace: str) -> None:
         """Drop everything of a namespace that was cleared."""
         for slot in [slot for slot in (*self._removals, *self._writes) if slot[0] == namespace]:
-            self._forget(slot)
+            self._replace(slot)
 
     def _put(self, slot: Slot, change: _Change) -> None:
         (self._removals if change.envelope is None else self._writes)[slot] = change
         self._bytes += change.size
 
-    def _forget(self, slot: Slot) -> None:
+    def _forget(self, slot: Slot) -> bool:
         change = self._removals.pop(slot, None) or self._writes.pop(slot, None)
         if change is not None:
             self._bytes -= change.size
+        return change is not None
+
+    def _replace(self, slot: Slot) -> None:
+        """Let a change go whose place something newer has taken."""
+        self._counters.replay_replaced += self._forget(slot)
 
     def _make_room(self) -> bool:
         """Let the oldest write go; an invalidation is not given up for anything."""
@@ -254,11 +259,11 @@ class Replay:
                 self._forget(slot)
                 self._dropped(slot, change, "failed")
             return False
-        if self._is_kept(slot, change):
+        if self._is_kept(slot, change):  # else it gave its place to a newer one on its way
             self._forget(slot)
-        self._counters.replayed += 1
-        if self._observers:
-            emit(self._observers, Replayed(operation=change.operation, **_names(slot)))
+            self._counters.replayed += 1
+            if self._observers:
+                emit(self._observers, Replayed(operation=change.operation, **_names(slot)))
         return True
 
     def _is_kept(self, slot: Slot, change: _Change) -> bool:

@@ -19,7 +19,7 @@ from .codecs.base import encode_under
 from .coherence import EPOCH, Heard, TagCell
 from .entry import Entry, pack
 from .errors import BackendError, ConfigurationError, LoadTimeout
-from .events import logger
+from .events import Tier, logger
 from .inputs import tag_names
 from .lease import Lease, Verdict
 from .loading import ABSENT, UNSERVED, Flight, Load, LoadContext, Mark, running_load
@@ -95,7 +95,6 @@ class Staircase:
 
     async def resolve(self, load: Load) -> Any:  # noqa: C901 - one staircase, in one piece
         """Steps 1 to 4 of the staircase: near tier, stale value, running flight; all in one synchronous step."""
-        tier: Final = "near" if self._tiers.remote is None else "far"
         while True:
             self._tiers.check_open()
             key, policy, flights, now = load.key, load.policy, self._scope.flights, self._now()
@@ -116,7 +115,7 @@ class Staircase:
             early = flight.early(_patience(policy), now)
             if early is not UNSERVED:
                 flight.background = True
-                self._notes.hit(key, tier, stale=True, counters=load.counters)
+                self._notes.hit(key, self._stale_tier(flight), stale=True, counters=load.counters)
                 return self._tiers.own(early, load.type)
             if not started:
                 self._notes.coalesced(load.key, load.counters)
@@ -136,7 +135,7 @@ class Staircase:
             if type(result) is not _Fallback:
                 return self._tiers.own(result, load.type)
             if self._takes(result, policy):
-                self._notes.hit(key, tier, stale=True, counters=load.counters)
+                self._notes.hit(key, self._stale_tier(flight), stale=True, counters=load.counters)
                 return self._tiers.own(result.value, load.type)
             # Another caller's flight spared the loader, and this one may not have a stale value: a flight of its own.
 
@@ -153,6 +152,10 @@ class Staircase:
             raise offer.error.with_traceback(offer.trace)
         return False
 
+    def _stale_tier(self, flight: Flight) -> Tier:
+        """Tell from which tier the stale value is that a flight has to offer."""
+        return "near" if self._tiers.remote is None or flight.from_near else "far"
+
     def _serve_stale(self, load: Load, flight: Flight, stale: Received) -> bool:
         """Step 3: answer those who take a stale value; they need not wait for the load."""
         now = self._now()
@@ -167,7 +170,7 @@ class Staircase:
             return None
         return _Fallback(stale.value, now + stale.fresh_for, None, None)
 
-    def _spared_near(self, attempt: _Attempt) -> _Fallback | None:
+    def _spared_near(self, attempt: _Attempt, flight: Flight) -> _Fallback | None:
         """Do the same with the near copy while the far tier does not answer.
 
         It is no longer trusted to be the latest, but of use to those who take a stale value rather than an error.
@@ -178,7 +181,7 @@ class Staircase:
             if stale.fresh_for > 0 and self._tiers.trust.until <= now:
                 # As if its time ended now: whoever takes no stale value must not get one that may have changed.
                 stale = stale._replace(fresh_for=0.0, ttl=now - stored_at(record))
-            attempt.stale = stale
+            attempt.stale, flight.from_near = stale, True
         return self._spared(load, attempt.stale)
 
     async def reload(self, load: Load) -> Any:
@@ -244,7 +247,7 @@ class Staircase:
                 attempt.served = self._serve_stale(load, flight, received)
                 if attempt.served:
                     self._notes.hit(key, "far", stale=True, counters=load.counters)
-            if attempt.away and (spared := self._spared_near(attempt)) is not None:
+            if attempt.away and (spared := self._spared_near(attempt, flight)) is not None:
                 return spared
             if policy.lease and attempt.version is not _UNKNOWN:
                 return await self._load_alone(attempt, attempt.remote, flight)
@@ -310,8 +313,12 @@ class Staircase:
             # Under a mark of its own: whatever broke the old one came before this look.
             watch.close(load.key, attempt.mark)
             attempt.mark = watch.open(load.key)
+            stale, before, attempt.away = attempt.stale, attempt.looked_at, False
             attempt.looked_at, attempt.version, attempt.cells = self._now(), _UNKNOWN, self._cells(load)
             attempt.stale = received = await self._look(attempt, remote)
+            if attempt.away and stale is not None:
+                # What it said last is still offered in place of the loader's error; the wait has made it older.
+                attempt.stale = stale._replace(fresh_for=stale.fresh_for - (attempt.looked_at - before))
         if received is not None and received.fresh_for > 0 and attempt.mark.intact:
             self._tiers.keep_received(load.key, received, load.policy)
         return received
@@ -412,7 +419,7 @@ class Staircase:
         if flight.abandoned:
             # A client library may have swallowed the cancellation on the way here.
             raise asyncio.CancelledError
-        context = LoadContext(load.key, load.tags, self._entry(stale, load.policy))
+        context = LoadContext(load.key, load.tags, self._entry(stale, load.policy, self._stale_tier(flight)))
         flight.tags = context.tags  # the same set: what the loader adds is found by an invalidation
         running_load.set(context)  # in the flight's own copy of the context
         attempt.heard = flight.heard = self._scope.tags.listen()
@@ -594,7 +601,7 @@ class Staircase:
         fresh_until, span, extra = terms_of(record)
         return Received(self._tiers.value_of(record, type_), fresh_until - now, span, extra)
 
-    def _entry(self, stale: Received | None, policy: Policy) -> Entry | None:
+    def _entry(self, stale: Received | None, policy: Policy, tier: Tier) -> Entry | None:
         """Return what a loader sees of the value that it is to replace."""
         if stale is None:
             return None
@@ -605,7 +612,7 @@ class Staircase:
             fresh_until=fresh_until,
             expires_at=fresh_until + policy.stale_for,
             tags=() if stale.extra is None else tuple(cell.tag for cell in stale.extra.cells),
-            tier="near" if self._tiers.remote is None else "far",
+            tier=tier,
         )
 
     @staticmethod

@@ -431,21 +431,38 @@ def _label(cls: type) -> str:
 
 
 def collect(annotation: Any, classes: Classes) -> None:
-    """Add every class with fields that ``annotation`` reaches: through generics, unions and the fields themselves."""
-    pending, seen = [annotation], set[int]()
+    """Add every class with fields that ``annotation`` reaches: through generics, unions, names and the fields."""
+    pending, seen = [annotation], dict[int, Any]()
     while pending:
         item = pending.pop()
         if id(item) in seen:
             continue
-        seen.add(id(item))
+        seen[id(item)] = item  # and keep it: what an annotation that is text stands for would leave its id to another
         if isinstance(item, type) and not typing.get_args(item) and (kind := _kind(item)):
             classes[f"{item.__module__}:{item.__qualname__}"] = item
             if kind != "enum":
                 pending += _hints(item).values()
+        elif _is_typed_dict(item):
+            pending += _hints(item).values()
         elif isinstance(item, typing.TypeVar):
             pending += [item.__bound__, *item.__constraints__]
         elif typing.get_origin(item) is not None or isinstance(item, UnionType):
             pending += [typing.get_origin(item), *typing.get_args(item)]
+        else:
+            pending.append(_named(item))
+
+
+def _is_typed_dict(item: Any) -> bool:
+    # Not typing.is_typeddict, which does not know those of typing_extensions.
+    return isinstance(item, type) and issubclass(item, dict) and hasattr(item, "__total__")
+
+
+def _named(item: Any) -> Any:
+    """Return what a ``NewType`` or a type alias is another name for; ``None`` for anything else."""
+    try:
+        return getattr(item, "__supertype__", None) or getattr(item, "__value__", None)
+    except NameError:  # as in `_hints`
+        return None
 
 
 def _hints(cls: type) -> dict[str, Any]:

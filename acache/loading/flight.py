@@ -70,7 +70,7 @@ class Flight(Node):
 
     __slots__ = (
         *("_early", "_early_since", "_task", "_waiters"),
-        *("background", "heard", "inside", "loop", "outdated", "over", "stopped", "tags"),
+        *("background", "from_near", "heard", "inside", "loop", "outdated", "over", "stopped", "tags"),
     )
 
     def __init__(self, key: str, loop: asyncio.AbstractEventLoop, tags: Collection[str], *, background: bool) -> None:
@@ -85,6 +85,8 @@ class Flight(Node):
         """The last of them that was about its value: nothing for those who came after it.  0: none was."""
         self.inside = False
         """Whether some other load waits for it."""
+        self.from_near = False
+        """Whether the stale value that it has to offer is the near copy, because the far tier did not answer."""
         self._early: Any = UNSERVED
         self._early_since = 0.0
         self.over = False

@@ -46,7 +46,8 @@ class Memory:
     Args:
         max_entries: the bound, over all namespaces together; each gives up its share when room is needed.
         max_bytes: a second bound, on the sum of ``sizeof(value)`` and the keys.
-        sizeof: bytes of a value; the default follows containers and attributes, which costs time on large values.
+        sizeof: bytes of a value, an int of at least 0; the default follows containers and attributes, which costs time
+            on large values.  Where it raises, the value is not kept near; without a far tier the caller is told.
         eviction: ``"lru"``, ``"s3fifo"`` or ``"wtinylfu"``.  Hits cost the same with each; the second and third cost
             some memory and time on misses, and keep out what is asked for only once.
         ttl: an upper bound on the time an entry stays here, whatever its own ttl; ``None`` for no bound of its own.
@@ -91,6 +92,11 @@ class Memory:
         """Seconds an entry stays after its ttl, for the readers that take stale values."""
         self.on_removed: Callable[[str, str, Cause], object] | None = None
         """If set, called with namespace, key and cause for each entry that goes, but for those of a closed cache."""
+        self.on_unsized: Callable[[str, str, Exception], object] | None = None
+        """If set, called with namespace, key and error when ``sizeof`` says no size: the value is kept elsewhere, too.
+
+        If not, the error is the caller's, whose value would be stored nowhere.
+        """
         self.dates: Final = Dates()
         self.sweeper: Sweeper | None = None
         self._sizeof: Final = (sizeof or approximate_size) if max_bytes is not None else None
@@ -139,8 +145,19 @@ class Memory:
         return self._sizeof is not None
 
     def measure(self, key: str, value: Any) -> int:
-        """Bytes charged for an entry; 0 without a byte bound."""
-        return 0 if self._sizeof is None else self._sizeof(value) + len(key)
+        """Bytes charged for an entry; 0 without a byte bound.
+
+        Raises:
+            ConfigurationError: ``sizeof`` returned something that is no size.
+            Exception: whatever ``sizeof`` raised.
+        """
+        if self._sizeof is None:
+            return 0
+        size = self._sizeof(value)
+        if not isinstance(size, int) or size < 0:
+            msg = f"sizeof returned {size!r} for the value of {key!r}: it must return an int of at least 0"
+            raise ConfigurationError(msg)
+        return size + len(key)
 
     def make_room(self, size: int) -> bool:
         """Evict until ``size`` more bytes fit; ``False`` if they never would."""
@@ -169,11 +186,15 @@ class Memory:
         if self.sweeper is not None:
             self.sweeper.start()
 
+    def begin_round(self) -> None:
+        """See `Swept.begin_round`."""
+        self._round = self._rounds()
+
     def sweep(self, now: float) -> tuple[int, int]:
         """See `Swept.sweep`."""
         part = next(self._round, None)
         if part is None:
-            self._round = self._rounds()
+            self.begin_round()
             return 0, 0
         space, keys = part
         return len(keys), space.drop_expired(keys, now)
@@ -213,12 +234,23 @@ class Space:
         self._sized: Final = memory.sized
 
     def put(self, key: str, record: Record, now: float) -> None:
-        """Store a record, evicting others if there is no room; one that can never fit is not stored."""
+        """Store a record, evicting others if there is no room; one that can never fit is not stored.
+
+        Raises:
+            Exception: ``sizeof`` said no size, and nobody else keeps the value.
+        """
         there = key in self.records
         if self._sized:
             memory = self._memory
             assert memory.max_bytes is not None  # noqa: S101 - it is what sizes are for
-            size = memory.measure(key, record[0])
+            try:
+                size = memory.measure(key, record[0])
+            except Exception as error:
+                if memory.on_unsized is None:
+                    raise
+                self.pop(key, "replaced")
+                memory.on_unsized(self._namespace, key, error)
+                return
             more = size - self._sizes.get(key, 0)
             if there and memory.bytes + more > memory.max_bytes:
                 self.pop(key, "replaced")

@@ -24,6 +24,10 @@ class Swept(Protocol):
     until_sweep: int
     """Inserts until it starts the timer again, if it is not set."""
 
+    def begin_round(self) -> None:
+        """Have the next `sweep` begin with all that is there by then, however far others had come."""
+        ...
+
     def sweep(self, now: float) -> tuple[int, int]:
         """Look at some records, and drop those past their time.
 
@@ -61,7 +65,7 @@ class Sweeper:
         if self._handle is None or self._loop is not loop:
             self.stop()
             self._loop = loop
-            self._wait(_ROUND)
+            self._wait(_ROUND, self._begin)
 
     def stop(self) -> None:
         """Leave no timer."""
@@ -69,9 +73,16 @@ class Sweeper:
             self._handle.cancel()
         self._handle = self._loop = None
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
-        self._handle = self._loop.call_later(seconds, self.run)
+        self._handle = self._loop.call_later(seconds, then)
+
+    def _begin(self) -> None:
+        # 1: inserts begin a round. 2: more come, which that one will not look at. 3: nothing else comes, and this round
+        # would be what is left of that one.
+        if (swept := self._swept()) is not None:
+            swept.begin_round()
+        self.run()
 
     def run(self) -> None:
         """Look at one slice, and set the timer for the next."""
@@ -87,6 +98,7 @@ class Sweeper:
             seen, gone = swept.sweep(now)
             looked, dropped = looked + seen, dropped + gone
             if not seen:
-                self._wait(_ROUND)
+                self._wait(_ROUND, self._begin)
                 return
-        self._wait(_PAUSE if 4 * dropped >= looked else max(_PAUSE, _ROUND * _SLICE / max(1, swept.entries)))
+        pause = _PAUSE if 4 * dropped >= looked else max(_PAUSE, _ROUND * _SLICE / max(1, swept.entries))
+        self._wait(pause, self.run)

@@ -10,13 +10,26 @@ from collections import OrderedDict, defaultdict, namedtuple
 from collections.abc import Callable
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
-from typing import Annotated, Any, Generic, NamedTuple, Optional, TypeVar, Union
+from typing import (
+    Annotated,
+    Any,
+    Generic,
+    NamedTuple,
+    NewType,
+    NotRequired,
+    Optional,
+    Required,
+    TypedDict,
+    TypeVar,
+    Union,
+)
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import msgspec
 import pydantic
 import pytest
+import typing_extensions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -557,6 +570,74 @@ def test_a_type_reaches_the_classes_of_its_fields():
     round_trip(Nested(Point(1), {"a": Tagged(1)}), Nested)
     round_trip(Frozen(None, Plain(1)), Frozen)
     round_trip(Tree("a", [Tree("b")]), Tree)
+
+
+class Row(TypedDict):
+    """With a key of every kind."""
+
+    user: Required[User]
+    point: NotRequired[Point]
+    level: Annotated[Level | None, "note"]
+
+
+class Rows(Row, total=False):
+    """It inherits keys, and holds others of its kind."""
+
+    rows: list[Row] | dict[str, Rows]
+    tagged: tuple[Tagged, ...]
+
+
+class Page(TypedDict, Generic[T]):
+    """Of any class."""
+
+    items: list[T]
+
+
+class Written(typing_extensions.TypedDict):
+    """Keys of a kind that Python has since 3.13."""
+
+    plain: typing_extensions.ReadOnly[Plain]
+
+
+Pages = typing_extensions.TypeAliasType("Pages", list[Page[User]])
+Person = NewType("Person", User)
+ROW: dict[str, Any] = {"user": User(id=1), "point": Point(1), "level": Level.LOW}
+
+
+@pytest.mark.parametrize(
+    ("value", "type_"),
+    [
+        (ROW, Row),
+        ([ROW], list[Row]),
+        (ROW | {"rows": [ROW], "tagged": (Tagged(1),)}, Rows),
+        ({"rows": {"a": ROW | {"tagged": (Tagged(2),)}}}, Rows | None),
+        ({"items": [User(id=1)]}, Page[User]),
+        ({"plain": Plain(1)}, Written),
+        ([{"items": [User(id=1)]}], Pages),
+        ({1: User(id=1)}, dict[int, Person]),
+        (User(id=1), Annotated[Person, "note"]),
+    ],
+    ids=["all", "list", "inherited", "nested", "generic", "typing_extensions", "alias", "new type", "annotated"],
+)
+def test_a_type_that_is_only_a_name_for_others_reaches_their_classes(value: Any, type_: Any):
+    """A ``TypedDict`` of whatever kind, a ``NewType``, an alias: what their annotations name may be made."""
+    round_trip(value, type_)
+
+
+def test_a_type_reaches_every_class_of_a_long_chain():
+    """However many there are between them, and although their annotations are text."""
+    chain = [
+        dataclasses.make_dataclass(
+            f"Link{number}", [("next", f"list[Link{number + 1}] | None"), ("head", "list[Link0]")]
+        )
+        for number in range(30)
+    ]
+    chain.append(dataclasses.make_dataclass("Link30", [("next", "None"), ("head", "list[Link0]")]))
+    value: Any = None
+    for link in reversed(chain):
+        link.__module__, globals()[link.__name__] = __name__, link
+        value = link(None if value is None else [value], [])
+    round_trip(value, chain[0])
 
 
 def test_a_type_does_not_reach_further():

@@ -391,6 +391,36 @@ async def test_a_mass_expiry_is_spread_over_many_turns(eviction: PolicyName):
         assert memory.entries == 1
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop whose timers can be made to go off early."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+@pytest.mark.parametrize("eviction", get_args(PolicyName))
+def test_the_timer_s_next_round_finds_all_that_is_past_its_time(eviction: PolicyName):
+    """Also what came during the round that inserts had begun and nobody had ended."""
+
+    async def fill_and_leave() -> None:
+        loop, clock = asyncio.get_running_loop(), FakeClock()
+        assert isinstance(loop, _Loop)
+        async with Cache(memory=Memory(max_entries=100_000, eviction=eviction), clock=clock) as cache:
+            for number in range(5):
+                await cache.set_many({f"{number} {each}": 1 for each in range(10_000)}, ttl=5)
+            clock.advance(30)
+            loop.ahead += 30
+            for _ in range(500):  # a second
+                loop.ahead += 0.002
+                await asyncio.sleep(0)
+            assert cache.stats().near_entries == 0
+
+    with asyncio.Runner(loop_factory=_Loop) as runner:
+        runner.run(fill_and_leave())
+
+
 async def test_a_closed_cache_is_garbage(settle: Settle):
     """Nothing of this library keeps a cache alive that its user has let go of."""
     import weakref

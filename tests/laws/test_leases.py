@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from acache import Cache, LoadTimeout, MemoryBackend, Policy, RecursiveLoad
+from acache import Cache, CacheClosed, LoadTimeout, MemoryBackend, Policy, RecursiveLoad
 from acache.backends.redis import RedisBackend
 from acache.errors import BackendUnavailable, ConfigurationError
 from acache.events import Coalesced
@@ -326,6 +327,43 @@ async def test_the_last_waiter_s_cancellation_frees_the_lease(far_topology: Topo
     await asyncio.wait(tasks)
 
 
+@pytest.mark.parametrize("end", ["close", "cancel"])
+async def test_whoever_is_cut_off_while_he_waits_for_a_lease_leaves_nothing_half_closed(redis_url: str, end: str):
+    """Closing caches, or cancelling all callers, at any moment of many: no task and no generator ends in an error."""
+    complaints: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def use(cache: Cache, steps: asyncio.Semaphore) -> None:
+        async def load() -> int:
+            steps.release()
+            await asyncio.sleep(0)
+            return 1
+
+        with suppress(CacheClosed):
+            while True:
+                await cache.get_or_load("k", load)
+                steps.release()
+                await cache.delete("k")
+                steps.release()
+
+    for round_ in range(60):
+        namespace, steps = f"cut-off-{uuid.uuid4().hex[:12]}", asyncio.Semaphore(0)
+        caches = [Cache.from_url(redis_url, namespace=namespace, policy=LEASED) for _ in range(2)]
+        users = [asyncio.create_task(use(cache, steps)) for cache in caches for _ in range(3)]
+        for _ in range(round_):
+            await steps.acquire()
+        if end == "cancel":
+            for user in users:
+                user.cancel()
+            await asyncio.wait(users)
+        for cache in caches:
+            await cache.aclose()
+        await asyncio.wait(users)
+    gc.collect()
+    await asyncio.sleep(0)  # for the finalizers of generators
+    assert complaints == []
+
+
 async def test_a_cancellation_at_every_point_leaves_the_key_free(far_topology: Topology, until: Until):
     """Wherever a flight with a lease is when it is cancelled, the next process loads without waiting for its end."""
     for call in range(10):
@@ -601,6 +639,45 @@ async def test_a_server_that_stops_under_a_load_leaves_one_load_for_each(private
     source.finish.set()
     assert (await first, source.calls, other.calls) == ("value", 1, 1)
     server.restart()
+    await holder.aclose()
+    await waiter.aclose()
+
+
+@pytest.mark.parametrize("memory", [100, None], ids=["near and far", "far"])
+@pytest.mark.parametrize("waits", [1.0, 6.0])
+async def test_who_waited_when_the_far_tier_went_away_is_offered_the_stale_value_he_had(
+    memory: int | None, waits: float, until: Until
+):
+    """As the holder is, whose loader fails too: within ``stale_if_error``, for which the wait counts."""
+    clock, gate = FakeClock(), asyncio.Event()
+    backend = FaultyBackend(clock=clock)
+    policy = Policy(ttl=10, lease=True, stale_if_error=5)
+    holder, waiter = (Cache(backend, policy=policy, clock=clock, memory=memory) for _ in range(2))
+
+    async def load() -> str:
+        await gate.wait()
+        raise LookupError
+
+    await holder.set("k", "old")
+    assert await waiter.get("k") == "old"
+    clock.advance(11)
+    first = ask(holder, load)
+    await until(lambda: holder.stats().loads)
+    second = ask(waiter, load)
+    await until(lambda: waiter._scope.flights.current("k"))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    backend.fail()
+    clock.advance(waits)
+    await until(lambda: waiter.stats().loads)
+    gate.set()
+    for task in (first, second):
+        if waits < 4:
+            assert await task == "old"
+        else:
+            with pytest.raises(LookupError):
+                await task
+    assert waiter.stats().load_failures == 1
     await holder.aclose()
     await waiter.aclose()
 

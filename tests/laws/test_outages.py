@@ -16,11 +16,11 @@ from pymongo import MongoClient
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from acache import Backend, BackendError, BackendUnavailable, Cache, Memory, Policy
+from acache import Backend, BackendError, BackendUnavailable, Cache, Memory, Policy, current_load
 from acache.backends.redis import RedisBackend
 from acache.backends.urls import open_backend
 from acache.coherence.channel import TRUST
-from acache.events import BreakerChanged
+from acache.events import BreakerChanged, Hit
 from acache.testing import FakeClock, FaultyBackend, Recorder
 
 from ..proxy import Proxy
@@ -298,6 +298,41 @@ async def test_a_stale_near_value_answers_while_the_far_tier_and_the_database_ar
         clock.advance(2)
         with pytest.raises(LookupError):
             await cache.get_or_load("k", load)
+
+
+@pytest.mark.parametrize("away", [True, False], ids=["far tier away", "far tier there"])
+async def test_a_stale_hit_tells_which_tier_the_value_is_from(clock: FakeClock, away: bool):
+    """Near while the far tier does not answer: in place of an error, while the loader is spared, and after a while."""
+    backend, recorder, entries = FaultyBackend(clock=clock), Recorder(), list[Any]()
+    policy = Policy(ttl=10, stale_if_error=60, error_backoff=1, soft_timeout=1)
+    async with Cache(backend, memory=Memory(ttl=5), clock=clock, policy=policy, observers=[recorder]) as cache:
+        await cache.set("k", "v")
+        clock.advance(11)
+        if away:
+            backend.fail()
+
+        async def load() -> str:
+            entries.append(current_load().stale)
+            await gate.wait()
+            raise LookupError
+
+        gate = asyncio.Event()
+        gate.set()
+        assert await cache.get_or_load("k", load) == "v"
+        assert await cache.get_or_load("k", load) == "v"
+        assert len(entries) == 1, "the second time it was spared"
+        clock.advance(2)
+        gate.clear()
+        asking = [asyncio.create_task(cache.get_or_load("k", load)) for _ in range(2)]
+        while len(entries) == 1:
+            await asyncio.sleep(0)
+        clock.advance(1)
+        assert await asyncio.gather(*asking) == ["v", "v"]
+        assert await cache.get_or_load("k", load) == "v"
+        gate.set()
+    tier = "near" if away else "far"
+    assert [(hit.tier, hit.stale) for hit in recorder.of(Hit)] == [(tier, True)] * 3
+    assert [entry.tier for entry in entries] == [tier] * 2
 
 
 async def test_without_a_stale_window_the_loader_s_error_passes(clock: FakeClock):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
@@ -86,6 +87,13 @@ async def fail(cache: Cache, backend: FaultyBackend, call: Call) -> None:
     backend.fail()
     await attempt(call(cache))
     backend.mend()
+
+
+def accounted(cache: Cache) -> bool:
+    """Tell whether the numbers say of every change what became of it."""
+    stats = cache.stats()
+    parts = (stats.replayed, stats.replay_dropped, stats.replay_replaced, stats.replay_waiting)
+    return stats.replay_kept == sum(parts)
 
 
 @pytest.fixture
@@ -361,9 +369,11 @@ async def test_a_change_that_comes_while_the_older_one_is_being_sent_is_not_lost
     held.release()
     await settle()
     assert cache.stats().replay_waiting == 1
+    assert accounted(cache)
     clock.advance(31)
     await settle()
     assert cache.stats().replay_waiting == 0
+    assert accounted(cache)
 
 
 async def test_only_the_keys_that_failed_are_kept(cache: Cache, backend: FaultyBackend):
@@ -608,6 +618,42 @@ async def test_too_many_bytes_leave_the_oldest_writes_as_removals(
     assert await other.get_many(list("abcd")) == {"b": "b" * 400, "c": "c" * 400}
     assert replay.bytes == 0
     assert recorder.of(ReplayDropped) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_every_change_is_accounted_for(
+    backend: FaultyBackend, clock: FakeClock, recorder: Recorder, drained: Callable[[], Awaitable[None]], seed: int
+):
+    """Each has arrived, was dropped, gave its place to a later one, or waits: at any time, and after the end."""
+    rng = random.Random(seed)
+    calls: list[Call] = [
+        lambda cache: cache.set(rng.choice("abcdef"), "x" * 100),
+        lambda cache: cache.delete(rng.choice("abcdef")),
+        lambda cache: cache.set_many(dict.fromkeys("abcd", "x" * 200)),
+        lambda cache: cache.invalidate_tags("t", "u"),
+        lambda cache: cache.clear(),
+    ]
+    async with Cache(backend, memory=None, clock=clock, namespace="n") as cache:
+        small(cache, clock, recorder, changes=5)
+        for _ in range(30):
+            backend.fail()
+            for _ in range(rng.randrange(20)):
+                await attempt(rng.choices(calls, [10, 10, 2, 1, 1])[0](cache))
+                assert accounted(cache)
+            backend.mend()
+            for _ in range(rng.randrange(3)):
+                await attempt(rng.choice(calls)(cache))
+                assert accounted(cache)
+            await drained()
+            assert accounted(cache)
+        stats = cache.stats()
+        assert min(stats.replayed, stats.replay_dropped, stats.replay_replaced) > 0
+        backend.fail()
+        await attempt(cache.delete("last"))
+        assert cache.stats().replay_waiting == 1
+    assert accounted(cache)
+    stats = cache.stats()
+    assert (stats.replayed, stats.replay_dropped) == (len(recorder.of(Replayed)), len(recorder.of(ReplayDropped)))
 
 
 async def test_a_hundred_thousand_failed_changes_stay_within_the_bound(backend: FaultyBackend, clock: FakeClock):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -282,20 +283,80 @@ async def test_a_size_function_of_the_user_is_asked():
         assert (await cache.get("k"), await cache.get("l")) == (None, 60)
 
 
-async def test_a_size_function_that_raises_stores_nothing_and_says_so():
-    """The caller gets the user's own error, and the sums stay right."""
+def unsized(answer: Any) -> Callable[[Any], Any]:
+    """Return a size function that has no size for ``"bad"``."""
 
-    def sizeof(value: Any) -> int:
-        if value == "bad":
-            raise ArithmeticError
-        return 10
+    def sizeof(value: Any) -> Any:
+        if value != "bad":
+            return 10
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
-    async with Cache(memory=Memory(max_bytes=100, sizeof=sizeof)) as cache:
+    return sizeof
+
+
+NO_SIZES = pytest.mark.parametrize("answer", [ArithmeticError("no"), -1, None, 1.5], ids=repr)
+
+
+@NO_SIZES
+async def test_a_value_without_a_size_is_an_error_where_it_would_be_stored_nowhere(answer: Any):
+    """The caller gets the user's own error, or what is wrong with the answer, and the sums stay right."""
+
+    async def load() -> str:
+        return "bad"
+
+    async with Cache(memory=Memory(max_bytes=100, sizeof=unsized(answer))) as cache:
         await cache.set("k", "good")
-        with pytest.raises(ArithmeticError):
-            await cache.set("k", "bad")
-        assert cache.stats().near_bytes == 11 * cache.stats().near_entries
-        assert await cache.get("k") in ("good", None)
+        calls: tuple[Callable[[], Awaitable[object]], ...] = (
+            lambda: cache.set("k", "bad"),
+            lambda: cache.set_many({"k": "bad"}),
+            lambda: cache.get_or_load("m", load),
+        )
+        for call in calls:
+            if isinstance(answer, Exception):
+                with pytest.raises(ArithmeticError, match="no"):
+                    await call()
+            else:
+                with pytest.raises(ConfigurationError, match=rf"sizeof returned {answer}.*int of at least 0"):
+                    await call()
+        assert (cache.stats().near_entries, cache.stats().near_bytes) == (1, 11)
+        assert await cache.get("k") == "good"
+
+
+@NO_SIZES
+async def test_a_value_without_a_size_is_had_from_the_far_tier(answer: Any, caplog: pytest.LogCaptureFixture):
+    """It is not kept near, nor is what was there; whoever stores or reads it is not told, and the log is now and then."""
+    clock = FakeClock()
+
+    async def load() -> str:
+        return "bad"
+
+    async def load_many(keys: Any) -> dict[str, str]:
+        return dict.fromkeys(keys, "bad")
+
+    memory = Memory(max_bytes=1000, sizeof=unsized(answer))
+    async with Cache(MemoryBackend(clock=clock), memory=memory, clock=clock) as cache:
+        for key in "kl":
+            await cache.set(key, "good")
+        await cache.set("k", "bad")
+        await cache.set_many({"l": "bad", "m": "bad"})
+        assert await cache.add("n", "bad")
+        assert await cache.get_or_load("o", load) == "bad"
+        assert await cache.load_many(["p"], load_many) == {"p": "bad"}
+        await cache.refresh("q", load)
+        for key in "klmnopq":
+            assert await cache.get(key) == "bad"
+            assert await cache.get_or_load(key, load) == "bad"
+        await cache.touch("k", ttl=5)
+        assert await cache.get_many(list("klmnopq")) == dict.fromkeys("klmnopq", "bad")
+        assert (cache.stats().near_entries, cache.stats().near_bytes) == (0, 0)
+        assert len(caplog.records) == 1
+        assert "'k' in namespace '' is not kept near, and has to be fetched each time" in caplog.text
+        clock.advance(10)
+        await cache.get("m")
+        await cache.get("m")
+        assert len(caplog.records) == 2
 
 
 def linked() -> tuple[Memory, Space, dict[Any, Any]]:
