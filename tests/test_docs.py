@@ -15,6 +15,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
+LINK = re.compile(r"\]\(([^)\s#]*)(?:#[^)\s]*)?(?: \"([^\"]*)\")?\)")
+
+
 def blocks(language: str) -> list[tuple[Path, str]]:
     return [(page, found[2]) for page in PAGES for found in BLOCK.finditer(page.read_text()) if found[1] == language]
 
@@ -56,3 +59,31 @@ def test_shell_blocks_name_what_exists(page: Path, text: str) -> None:
             assert set(re.findall(r"\[(\w+)\]", line)) <= set(extras), f"{page.name}: {command}"
         elif command:
             pytest.fail(f"{page.name}: nothing checks {command!r}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each file is there; where the title of a link is the name of a test, that is in it."""
+    for target, title in LINK.findall(BLOCK.sub("", page.read_text())):
+        if not target or "://" in target:
+            continue
+        there = (page.parent / target).resolve()
+        assert there.exists(), f"{page.name}: {target}"
+        if title:
+            assert f"def {title}(" in there.read_text(), f"{page.name}: {target} has no {title}"
+
+
+def test_each_cell_of_what_a_reader_can_see_links_its_test() -> None:
+    """But for those that say there is nothing to see."""
+    page = (ROOT / "docs" / "tiers.md").read_text()
+    sections = re.findall(
+        r"^## (?:What a reader can see|Messages of the caches).*?(?=^## )", page, re.MULTILINE | re.DOTALL
+    )
+    rows = [line for section in sections for line in section.splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    for row in rows:
+        _, *cells = row.strip("| ").split(" | ")
+        if cells[0].startswith(("Redis, Valkey", "what others see")):
+            continue
+        for cell in cells:
+            assert cell == "-" or "[test](" in cell, row

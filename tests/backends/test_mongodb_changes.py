@@ -741,3 +741,25 @@ async def test_what_one_cache_writes_no_other_answers_with_the_old_value_of(
                     await asyncio.sleep(0.001)
         assert one.stats().coherence == two.stats().coherence == "tracking"
         assert two.stats().invalidations_received >= 20
+
+
+@pytest.mark.parametrize("change", ["invalidate_tags", "clear", "delete"])
+async def test_what_another_cache_invalidates_is_near_no_more(
+    make: Callable[..., Any], replica_set: PrivateMongoDB, database: str, change: str
+):
+    """By its tag, with its whole namespace, or by its key."""
+    patient = Policy(backend_timeout=20)
+    reader = Cache(make(replica_set, database), memory=Memory(), namespace="n", policy=patient)
+    other = Cache(make(replica_set, database), memory=Memory(), namespace="n", policy=patient)
+    async with reader, other:
+        await other.set("k", "old", ttl=3600, tags=["t"])
+        async with asyncio.timeout(PATIENCE):
+            while reader.peek("k") != "old":
+                assert await reader.get("k") == "old"
+                await asyncio.sleep(0.001)
+        await getattr(other, change)(*{"invalidate_tags": ["t"], "delete": ["k"], "clear": []}[change])
+        async with asyncio.timeout(PATIENCE):
+            while reader.peek("k") is not None:
+                await asyncio.sleep(0.001)
+        assert await reader.get("k") is None
+        assert reader.stats().coherence == "tracking"
