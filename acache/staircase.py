@@ -536,11 +536,16 @@ class Staircase:
                         # nothing.  Nothing is the safe side.
                         await remote.delete(load.key)
                 except BackendError as error:
-                    # Whether it was stored is unknown, and so is whether it would have been refused: not near either.
+                    # Whether it was stored is unknown, and so is whether it would have been refused: not near either,
+                    # and nor is what it may have replaced.
+                    self._tiers.drop(load.key, "replaced")
                     self._notes.failure("fill", load.key, error, raised=False)
                     if not remote.guarded and not attempt.current:
                         self._tiers.settle_later("delete", (load.key,), {}, error)
                     return
+                except asyncio.CancelledError:
+                    self._tiers.drop(load.key, "replaced")
+                    raise
             if not (filled and attempt.current):
                 self._notes.refused(load.key, load.counters)
                 return

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from acache import BackendUnavailable, Cache, LoadTimeout, MemoryBackend, Policy
+from acache import BackendUnavailable, Cache, LoadTimeout, Memory, MemoryBackend, Policy
+from acache.testing import FaultyBackend
 
 if TYPE_CHECKING:
     from tests.laws.conftest import Topology
@@ -458,3 +459,27 @@ async def test_a_deadline_leaves_no_cancellation_on_the_caller(answer: str):
         task = asyncio.current_task()
         assert task is not None
         assert task.cancelling() == 0
+
+
+@pytest.mark.parametrize("end", ["cancelled", "failed"])
+async def test_a_refresh_whose_fill_may_have_arrived_leaves_no_older_copy_near(end: str):
+    """The far tier has the new value, perhaps, and nobody tells its maker."""
+    backend = FaultyBackend()
+    async with Cache(backend, namespace="n", memory=Memory(ttl=3600)) as cache:
+        await cache.set("k", "old", ttl=3600)
+        held = backend.hold("set_if")
+
+        async def load() -> str:
+            return "new"
+
+        refreshing = asyncio.create_task(cache.refresh("k", load))
+        await held.reached.wait()
+        assert cache.peek("k") == "old"
+        if end == "cancelled":
+            refreshing.cancel()
+            assert await gone(refreshing)
+        else:
+            backend.fail("set_if")
+            held.release()
+            assert await refreshing == "new"
+        assert cache.peek("k") is None
