@@ -80,7 +80,7 @@ async def soak(
                 while not ended.done():
                     await asyncio.wait([ended], timeout=chance.expovariate(PROCESSES))
                     faults[misbehave(chance.choice(proxies), chance)] += 1
-                    if disturb is not None and chance.random() < 0.1:
+                    if disturb is not None and faults.total() % 8 == 4:
                         disturb("pause")
                         await asyncio.sleep(chance.uniform(0, 1))
                         disturb("resume")
