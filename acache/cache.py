@@ -676,7 +676,8 @@ class Cache:
             if self._trust.until <= self._now():
                 await self._tiers.get_ready()
             async with _Writing(self, "add", (key,)) as writing:
-                tokens = await self._remote.tokens.make(names) if names else {}
+                mine = self._remote.tokens
+                tokens = await mine.make(names, await mine.read(names, anew=True)) if names else {}
                 if not await self._remote.add(key, self._tiers.envelope(payload, lifetime, tokens)):
                     return False
             for settled in writing.settled:

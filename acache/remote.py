@@ -31,6 +31,7 @@ FILL_WITHIN: Final = 55.0
 """Seconds from the look at the far tier to the fill; after that a tombstone may have come and gone."""
 _ATTEMPTS: Final = 50
 _NO_TOKENS: Final[Mapping[str, bytes]] = {}
+_NO_TOKEN: Final = b""
 _UNSEALED: Final[Mapping[str, bytes]] = {EPOCH: NO_EPOCH}
 
 
@@ -226,7 +227,7 @@ class Remote:
     async def _asked_again(self, tokens: Mapping[str, bytes]) -> Mapping[str, bytes]:
         # A record may be newer than what was known of the epoch when it was read.
         rest = {tag: token for tag, token in tokens.items() if tag != EPOCH}
-        return rest | await self.tokens.read(self.tokens.seal)
+        return rest | await self.tokens.read(self.tokens.seal, anew=True)
 
     async def judged(self, data: bytes) -> Seen:
         """Return what somebody else has just stored, with the tokens of this moment to judge it by."""
@@ -289,24 +290,32 @@ class Remote:
         return Found(there, tokens, error)
 
     async def write(self, envelopes: Mapping[str, Envelope]) -> None:
-        """Store entries over whatever is there; they have one lifetime, and the latest epoch that was known.
+        """Store entries over whatever is there; they have one lifetime, the same tags, and the latest tokens known.
 
-        If that is not the present one, they are stored once more, under that.
+        If these are not the present ones, they are stored once more, under those.
         """
-        wires, tokens = self._keys.entries(envelopes), _NO_TOKENS
+        wires, seal = self._keys.entries(envelopes), self.tokens.seal
         for _ in range(_ATTEMPTS if envelopes else 0):
             first = next(iter(envelopes.values()))
-            if not self.tokens.seal or first.epoch != NO_EPOCH:
-                mirrored = bool(self.tokens.known(self.tokens.seal))
+            under = dict(first.tags)
+            names = (*seal, *under)
+            if not seal or first.epoch != NO_EPOCH:
+                under |= dict.fromkeys(seal, first.epoch)
+                mirrored = self.tokens.known(names)
                 storing = self._store(wires, envelopes, _lifetime(first.keep_for))
-                _, tokens = await self.beside(storing, self.tokens.seal)
+                _, tokens = await self.beside(storing, seal)
                 if mirrored:
                     # What was changed before this was stored has been told by now, over the same connection.
-                    tokens = self.tokens.known(self.tokens.seal)
-            if not self.tokens.seal or tokens.get(EPOCH) == first.epoch:
-                return
-            epoch = (await self.tokens.make(self.tokens.seal, tokens or None))[EPOCH]
-            envelopes = {key: envelope._replace(epoch=epoch) for key, envelope in envelopes.items()}
+                    told = self.tokens.known(names)
+                    tokens = {**tokens, **{name: told.get(name, _NO_TOKEN) for name in mirrored}}
+                elif self.tokens.copied and seal:
+                    tokens = await self.tokens.read(seal, anew=True)
+                if all(tokens.get(name) == under[name] for name in {*seal, *tokens}):
+                    return
+            present = await self.tokens.make(names)
+            tags = tuple([(tag, present[tag]) for tag, _ in first.tags])
+            epoch = present[EPOCH] if seal else NO_EPOCH
+            envelopes = {key: envelope._replace(epoch=epoch, tags=tags) for key, envelope in envelopes.items()}
 
     async def _store(self, wires: Mapping[str, str], envelopes: Mapping[str, Envelope], ttl: float | None) -> None:
         if len(wires) == 1:
@@ -365,7 +374,8 @@ class Remote:
             if self._fresh(seen):
                 return False
             if self.tokens.seal:
-                envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal, seen.tokens))[EPOCH])
+                found = await self.tokens.read(self.tokens.seal, anew=True) if self.tokens.copied else seen.tokens
+                envelope = envelope._replace(epoch=(await self.tokens.make(self.tokens.seal, found))[EPOCH])
             if await self._calls.change(self._cas.set_if, wire, pack(envelope), seen.version, ttl=ttl):
                 return True
         raise self._too_busy(key)
@@ -523,7 +533,7 @@ class Remote:
 
         Looked at after it was stored: a `clear` that comes later than this look finds it, and removes it itself.
         """
-        if not self.tokens.seal or (await self.tokens.read(self.tokens.seal)).get(EPOCH) == epoch:
+        if not self.tokens.seal or (await self.tokens.read(self.tokens.seal, anew=True)).get(EPOCH) == epoch:
             return False
         await self.delete(key)
         return True

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Final, cast
 
-from .backends.base import Add, Cas, Touch
+from .backends.base import Add, Cas, Copies, Touch
 from .calls import Calls, by_key
 from .clock import FOREVER, Clock
 from .coherence import EPOCH, TagCell, Tags, Trust
@@ -59,7 +59,19 @@ class Tokens:
     """
 
     __slots__ = (
-        *("_add", "_calls", "_cas", "_clock", "_keys", "_namespace", "_replay", "_rough", "_round", "_rounds"),
+        *(
+            "_add",
+            "_calls",
+            "_cas",
+            "_clock",
+            "_copies",
+            "_keys",
+            "_namespace",
+            "_replay",
+            "_rough",
+            "_round",
+            "_rounds",
+        ),
         *("_tags", "_touch", "_trust", "seal"),
     )
 
@@ -86,12 +98,18 @@ class Tokens:
         self._add: Final = backend if isinstance(backend, Add) else None
         self._cas: Final = backend if isinstance(backend, Cas) else None
         self._touch: Final = backend if isinstance(backend, Touch) else None
+        self._copies: Final = backend if isinstance(backend, Copies) else None
         self._rough: Final = _ROUGH + getattr(backend, "ttl_granularity", 0.0)
         self._round: _Round | None = None
         """The question that goes out with the next turn of the loop."""
         self._rounds: Final[set[asyncio.Task[None]]] = set()
         self.seal: Final = (EPOCH,) if sealed else ()
         """The name of the epoch, where there is one."""
+
+    @property
+    def copied(self) -> bool:
+        """Whether what the engine says of tokens may be a copy from a while ago."""
+        return self._copies is not None
 
     # Asking ---------------------------------------------------------------------------------------------------------
 
@@ -138,20 +156,27 @@ class Tokens:
             asked.abandon()
             raise
 
-    async def read(self, names: Sequence[str]) -> dict[str, bytes]:
+    async def read(self, names: Sequence[str], *, anew: bool = False) -> dict[str, bytes]:
         """Ask the far tier now, whatever is mirrored; a tag without a token is left out.
+
+        Args:
+            names: of tags, and of the epoch.
+            anew: as an engine of layers has them at its bottom, whatever copies it has.
 
         Raises:
             BackendError: as for `ask`, or the far tier failed.
         """
         self._check(names)
-        return await self._fetch(names)
+        return await self._fetch(names, anew=anew)
 
-    async def _fetch(self, names: Sequence[str]) -> dict[str, bytes]:
+    async def _fetch(self, names: Sequence[str], *, anew: bool = False) -> dict[str, bytes]:
         if not names:
             return {}
         taking = _Taking(self, names)
         try:
+            if anew and self._copies is not None:
+                for wire in taking.wires:
+                    await self._calls.one(self._copies.drop_copy, wire)
             found = await self._records(list(taking.wires))
         except BackendError as error:
             raise by_key(error, taking.wires)  # noqa: B904 - the same error
@@ -202,7 +227,7 @@ class Tokens:
         if found is None:
             found = self.known(names)
             if missing := [name for name in names if name not in found]:
-                found |= await self.read(missing)
+                found |= await self.read(missing, anew=True)  # nothing may be stored under a token that is gone
         return {name: found[name] if name in found else await self._make(name) for name in names}
 
     async def _make(self, name: str) -> bytes:
@@ -264,7 +289,7 @@ class Tokens:
         That is the present one, if it is the same, or if that one was lost with everything else and this is what was
         made in its place here.  ``None``: the namespace may have been cleared since.
         """
-        known = await self.read(self.seal)
+        known = await self.read(self.seal, anew=True)
         present = (await self.make(self.seal, known))[EPOCH]
         if not known:
             self._tags.heir = (epoch, present)

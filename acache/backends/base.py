@@ -34,6 +34,7 @@ __all__ = [
     "Batch",
     "Cas",
     "Clear",
+    "Copies",
     "Counter",
     "KeyLimits",
     "Listener",
@@ -186,6 +187,15 @@ class Cas(Protocol):
 
     async def swap(self, key: str, data: bytes, /, *, ttl: float | None) -> bytes | None:
         """Store ``data`` unconditionally, and return what it replaced: at least its first 48 bytes, or ``None``."""
+        ...
+
+
+@runtime_checkable
+class Copies(Protocol):
+    """An engine that may answer from copies which are older than what they are copies of."""
+
+    async def drop_copy(self, key: str, /) -> None:
+        """Have the next read of ``key`` answer with what is there now."""
         ...
 
 

@@ -133,6 +133,11 @@ class LayeredBackend:
             error.found = {**found, **error.found}
             raise
 
+    async def drop_copy(self, key: str, /) -> None:
+        """See `Copies.drop_copy`."""
+        async with self._changing(key):
+            pass
+
     async def ttl(self, key: str, /) -> float | None:
         """See `Touch.ttl`."""
         left: float | None = await self._shared.ttl(key)

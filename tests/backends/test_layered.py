@@ -187,6 +187,32 @@ async def test_a_cancelled_change_leaves_no_copy(layered: LayeredBackend, local:
     assert await layered.get("k") == await shared.get("k")
 
 
+@pytest.mark.parametrize("end", ["clear", "invalidate_tags", "flush"])
+@pytest.mark.parametrize("tags", [[], ["t"]], ids=["untagged", "tagged"])
+async def test_what_is_written_after_another_machine_s_change_stays(
+    local: FaultyBackend, shared: FaultyBackend, clock: FakeClock, end: str, tags: list[str]
+):
+    """That change is seen late here, but nothing is stored under what is no more."""
+    layered = LayeredBackend(local, shared, local_ttl=30)
+    here = Cache(layered, namespace="n", clock=clock, memory=None)
+    elsewhere = Cache(shared, namespace="n", clock=clock, memory=None)
+    async with here, elsewhere:
+        await here.set("warm", 1, tags=["t"])
+        assert await here.get("warm") == 1
+        if end == "flush":
+            await shared.clear("")
+        else:
+            await getattr(elsewhere, end)(*["t"] * (end == "invalidate_tags"))
+        await here.set("k", "v", ttl=3600, tags=tags)
+        await here.set_many({"l": 1, "m": 2}, ttl=3600, tags=tags)
+        assert await here.add("j", "v", ttl=3600, tags=tags) is True
+        for _ in range(2):
+            for cache in (here, elsewhere):
+                assert await cache.get_many(["k", "l", "m", "j"]) == {"k": "v", "l": 1, "m": 2, "j": "v"}
+                assert await cache.get("k") == "v"
+            clock.advance(31)
+
+
 @pytest.fixture
 def three(tmp_path: Path, shared: FaultyBackend) -> Cache:
     """Memory, files, and a shared backend."""

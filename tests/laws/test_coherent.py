@@ -258,26 +258,39 @@ async def test_a_flush_ends_everything(private_redis: Callable[..., Any], until:
     await far.aclose()
 
 
-@pytest.mark.parametrize("what", ["flushed", "cleared"])
+@pytest.mark.parametrize("what", ["flushed", "cleared", "invalidated"])
+@pytest.mark.parametrize("tags", [[], ["t"]], ids=["untagged", "tagged"])
 async def test_a_write_after_the_end_of_everything_stays_although_that_was_not_heard_yet(
-    private_redis: Callable[..., Any], what: str
+    private_redis: Callable[..., Any], what: str, tags: list[str]
 ):
     """The word of it is on the connection before the answer to the write."""
     far = Far(private_redis().url)
     writer, other = far.cache(), far.cache(coherence=None, memory=None)
-    await writer.set("k", "old", ttl=None)
+    keys = writer._remote._keys  # type: ignore[union-attr] - there is one
+
+    def end() -> None:
+        with redis.Redis.from_url(far.url) as raw:  # which does not let the loop read
+            if what == "flushed":
+                raw.flushall()
+            else:
+                assert raw.set(keys.tag(EPOCH if what == "cleared" else "t"), bytes(range(8)))
+
+    await writer.set("k", "old", ttl=None, tags=["t"])
     await far.told(writer)
-    with redis.Redis.from_url(far.url) as raw:  # which does not let the loop read
-        if what == "flushed":
-            raw.flushall()
-        else:
-            assert raw.set(writer._remote._keys.tag(EPOCH), bytes(range(8)))
-    await writer.set("k", "new", ttl=None)
-    await writer.set_many({"l": 1, "m": 2}, ttl=None)
-    assert await other.get_many(["k", "l", "m"]) == {"k": "new", "l": 1, "m": 2}
-    assert await writer.get("k") == "new"
+    end()
+    assert await writer.add("n", 3, ttl=None, tags=tags) is True
+    assert await other.get("n") == 3
+    assert await writer.get("n") == 3
     await far.told(writer)
-    assert await writer.get("k") == "new"
+    end()
+    await writer.set("k", "newest", ttl=None, tags=tags)
+    assert await other.get("k") == "newest"
+    assert await writer.get("k") == "newest"
+    await far.told(writer)
+    assert await writer.get("k") == "newest"
+    end()
+    await writer.set_many({"l": 5, "m": 6}, ttl=None, tags=tags)
+    assert await other.get_many(["l", "m"]) == {"l": 5, "m": 6}
     await far.aclose()
 
 
