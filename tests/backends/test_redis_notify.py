@@ -161,3 +161,33 @@ async def test_a_cancelled_listener_ends_at_whichever_turn(redis_url: str, query
         assert not late, attempt % 80
         assert task.cancelled()
     await backend.aclose()
+
+
+async def test_a_listener_who_is_cancelled_while_the_server_dies_ends_with_nothing_else(
+    private_redis: Callable[..., PrivateRedis],
+):
+    """Cancelled, or told that messages may be missing; at whichever turn of the loop."""
+    server = private_redis()
+
+    async def listen(backend: RedisBackend, topic: str, entered: asyncio.Barrier) -> None:
+        async with backend.subscribe(topic) as messages:
+            await entered.wait()
+            async for _ in messages:
+                pass
+
+    for turns in range(12):
+        entered = asyncio.Barrier(11)
+        backend = RedisBackend.from_url(server.url)
+        tasks = [asyncio.create_task(listen(backend, f"topic {number}", entered)) for number in range(10)]
+        async with asyncio.timeout(20):
+            await entered.wait()
+        server.kill()
+        for _ in range(turns % 6):
+            await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for task in tasks:
+            assert task.cancelled() or isinstance(task.exception(), BackendUnavailable)
+        await backend.aclose()
+        server.restart()

@@ -613,8 +613,14 @@ class PackageFeed:
 
     async def send(self, *command: Argument) -> None:
         """See `Feed.send`."""
+        if not self._connection.is_connected:  # the package would connect anew, to a server that knows of nothing
+            msg = "cannot reach Redis: the connection for messages was lost"
+            raise BackendUnavailable(msg)
         try:
             await heeding(self._connection.send_command(*command, check_health=False))
+        except AttributeError as error:  # it was lost between this step and the package's
+            msg = "cannot reach Redis: the connection for messages was lost"
+            raise BackendUnavailable(msg) from error
         except _FAILURES as error:
             raise _translated(error) from error
 
