@@ -362,7 +362,8 @@ class Staircase:
         try:
             if attempt.remote is not None:
                 try:
-                    attempt.seen = seen = await attempt.remote.read(load.key, load.tags)
+                    async with self._scope.turn(among_many=load.batched):
+                        attempt.seen = seen = await attempt.remote.read(load.key, load.tags)
                     attempt.version, attempt.tokens = seen.version, seen.tokens
                 except BackendError as error:
                     self._notes.tolerate("refresh", load.key, error, load.policy)
@@ -402,7 +403,8 @@ class Staircase:
         """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
         load = attempt.load
         try:
-            attempt.seen = seen = await remote.read(load.key, load.tags)
+            async with self._scope.turn(among_many=load.batched):
+                attempt.seen = seen = await remote.read(load.key, load.tags)
             attempt.version, attempt.tokens = seen.version, seen.tokens
             return await self._tiers.receive(load.key, seen, load.type)
         except BackendError as error:  # on the way to the entry, or to its tags
@@ -525,27 +527,28 @@ class Staircase:
             payload = encode_under(load.key, value, self._tiers.codec)
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
             filled = False
-            if self._now() - attempt.looked_at > FILL_WITHIN:
-                logger.warning("%r took %.0f s to load and is not stored: over %.0f s", load.key, took, FILL_WITHIN)
-            else:
-                attempt.mark.loading = False
-                try:
-                    filled = await remote.fill(load.key, envelope, attempt.version)
-                    if filled and not remote.guarded and not attempt.current:
-                        # An engine that cannot compare and set may have put the old value over a newer one, or over
-                        # nothing.  Nothing is the safe side.
-                        await remote.delete(load.key)
-                except BackendError as error:
-                    # Whether it was stored is unknown, and so is whether it would have been refused: not near either,
-                    # and nor is what it may have replaced.
-                    self._tiers.drop(load.key, "replaced")
-                    self._notes.failure("fill", load.key, error, raised=False)
-                    if not remote.guarded and not attempt.current:
-                        self._tiers.settle_later("delete", (load.key,), {}, error)
-                    return
-                except asyncio.CancelledError:
-                    self._tiers.drop(load.key, "replaced")
-                    raise
+            async with self._scope.turn(among_many=load.batched):
+                if self._now() - attempt.looked_at > FILL_WITHIN:
+                    logger.warning("%r took %.0f s to load and is not stored: over %.0f s", load.key, took, FILL_WITHIN)
+                else:
+                    attempt.mark.loading = False
+                    try:
+                        filled = await remote.fill(load.key, envelope, attempt.version)
+                        if filled and not remote.guarded and not attempt.current:
+                            # An engine that cannot compare and set may have put the old value over a newer one, or over
+                            # nothing.  Nothing is the safe side.
+                            await remote.delete(load.key)
+                    except BackendError as error:
+                        # Whether it was stored is unknown, and so is whether it would have been refused: it does not go
+                        # near either, and what it may have replaced does not stay there.
+                        self._tiers.drop(load.key, "replaced")
+                        self._notes.failure("fill", load.key, error, raised=False)
+                        if not remote.guarded and not attempt.current:
+                            self._tiers.settle_later("delete", (load.key,), {}, error)
+                        return
+                    except asyncio.CancelledError:
+                        self._tiers.drop(load.key, "replaced")
+                        raise
             if not (filled and attempt.current):
                 self._notes.refused(load.key, load.counters)
                 return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -35,6 +36,8 @@ NEAR_TTL: Final = 5.0
 """Seconds for which a near copy of a far entry is trusted where nobody tells of changes: the bound on how long that of
 another process goes unseen.  ``Memory(ttl=...)`` sets another."""
 _MOST_DIGESTS: Final = 1000
+_FEW: Final = 128
+_AT_ONCE: Final = nullcontext()
 MISS: Final[Any] = object()
 _REPLAYED: Final[Mapping[str, Operation]] = {
     "set": "set",
@@ -70,7 +73,7 @@ class Scope:
     """What the views of one namespace share."""
 
     __slots__ = (
-        *("_counters", "_digests", "_keys", "_memory", "_namespace", "_observers", "_surely_plain"),
+        *("_counters", "_digests", "_keys", "_memory", "_namespace", "_observers", "_surely_plain", "_turns"),
         *("backoffs", "batches", "flights", "house", "space", "tags", "trust", "watch"),
     )
 
@@ -92,10 +95,24 @@ class Scope:
         self.tags: Final = Tags()
         self.backoffs: Final[dict[str, float]] = {}
         """Until when a key whose loader failed is not loaded again; monotonic."""
+        self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
         self.batches: Final[set[asyncio.Task[None]]] = set()
         """The calls of batch loaders under way."""
         self.house: Final = new_token()
         """What the leases of these flights have in common."""
+
+    def turn(self, *, among_many: bool) -> AbstractAsyncContextManager[object]:
+        """Return what to enter for an operation of a load: one among many waits until few of them are under way.
+
+        Else those of ten thousand keys would begin at once, and all but the first miss their deadline, which begins
+        with the operation.
+        """
+        if not among_many:
+            return _AT_ONCE
+        loop = asyncio.get_running_loop()
+        if self._turns is None or self._turns[0] is not loop:
+            self._turns = loop, asyncio.Semaphore(_FEW)
+        return self._turns[1]
 
     def changed(self, wires: Sequence[str] | None) -> None:
         """See `Member.changed`."""

@@ -439,3 +439,50 @@ async def test_a_closed_cache_is_garbage(settle: Settle):
     await settle()
     gc.collect()
     assert gone() is None
+
+
+class Crowded(MemoryBackend):
+    """Counts how many operations of entries are under way at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+
+    async def _count(self, operation: Any) -> Any:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await asyncio.sleep(0)
+            return await operation
+        finally:
+            self.now -= 1
+
+    async def get_versioned(self, key: str, /) -> Any:
+        return await self._count(super().get_versioned(key))
+
+    async def set_if(self, key: str, data: bytes, version: Any, /, *, ttl: float | None) -> bool:
+        return bool(await self._count(super().set_if(key, data, version, ttl=ttl)))
+
+
+@pytest.mark.parametrize("way", ["load_many", "cached_many", "one", "refresh"])
+async def test_a_large_batch_is_looked_up_and_stored_a_few_at_a_time(way: str):
+    """Each operation has its own deadline: begun all at once, most would miss it."""
+    backend = Crowded()
+    async with Cache(backend, namespace="n", memory=None) as cache:
+
+        @cache.cached_many(key="k{items}")
+        async def load(items: Any) -> dict[int, int]:
+            return {item: -item for item in items}
+
+        async def load_by_key(keys: Any) -> dict[str, int]:
+            return {key: -int(key[1:]) for key in keys}
+
+        numbers = range(3000)
+        if way == "load_many":
+            await cache.load_many([f"k{number}" for number in numbers], load_by_key)
+        elif way == "one":
+            await asyncio.gather(*[load.one(number) for number in numbers])
+        else:
+            await (load if way == "cached_many" else load.refresh)(numbers)
+        assert backend.most <= 200
+        assert await cache.get_many([f"k{number}" for number in numbers]) == {f"k{n}": -n for n in numbers}
