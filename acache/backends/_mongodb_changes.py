@@ -34,6 +34,8 @@ Json = dict[str, Any]
 Place: TypeAlias = tuple[int, int]
 """Where a write stands in the oplog: the second, and its number in that second."""
 
+_AFTERWARDS: Final = 0.5
+"""Seconds after which a stream that was cancelled counts as lost, if its event loop goes on."""
 AWAITED: Final = 0.25
 """Seconds that the server waits for a change before it replies with none, which is how long a check may take."""
 _PATIENCE: Final = 2.0
@@ -226,12 +228,19 @@ class _Stream:
             await self._follow()
         except BackendError as error:
             self._failure = error
+        except asyncio.CancelledError:
+            if not self.ended:
+                # By nobody here, so the event loop ends, most likely: what is begun now never comes to an end.
+                self.ended, self._cursor = True, None
+                self.loop.call_later(_AFTERWARDS, self._lost)
+            raise
         finally:
             if not self.ended:
                 self.ended = True
                 self._lost()
             self._wake()
-            await finished(self._close(self._cursor))
+            if self._cursor is not None:
+                await finished(self._close(self._cursor))
 
     async def _follow(self) -> None:
         replied = False

@@ -7,6 +7,8 @@ import contextlib
 import gc
 import itertools
 import random
+import subprocess
+import sys
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -763,3 +765,29 @@ async def test_what_another_cache_invalidates_is_near_no_more(
                 await asyncio.sleep(0.001)
         assert await reader.get("k") is None
         assert reader.stats().coherence == "tracking"
+
+
+def test_an_event_loop_that_ends_leaves_no_task_behind(replica_set: PrivateMongoDB, database: str):
+    """asyncio.run cancels what is there; nothing begins anew because of that."""
+    script = f"""
+import asyncio
+from acache import Cache
+from acache.backends.mongodb import MongoDBBackend
+
+cache = Cache(MongoDBBackend.from_url({f"{replica_set.url}{database}"!r}), namespace="n")
+
+
+async def use(number):
+    await cache.set("k", number)
+    assert await cache.get("k") == number
+    while cache.stats().coherence != "tracking":
+        await asyncio.sleep(0.01)
+
+
+for number in range(3):
+    asyncio.run(use(number))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    for word in ("was destroyed", "never awaited", "Traceback"):
+        assert word not in ended.stderr, ended.stderr
