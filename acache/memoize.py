@@ -49,6 +49,7 @@ _EXACT: Final = frozenset((int, str, bool, bytes, type(None)))
 """Types of which equal values always have equal key texts."""
 _WITH_NAMES: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 """Parameters that an argument can be passed to by name."""
+_STARS: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 
 
 class _First(Protocol[F_contra, P, R_co]):
@@ -392,33 +393,45 @@ class Binder:
         self._version: Final = "" if rules.version is None else f"%v{rules.version}"
 
     def _takes_names(self, made: Callable[..., str], kept: Sequence[Parameter]) -> bool:
-        """Tell whether a function for ``key=`` gets what makes the key by name; refuse one that does not take it.
+        """Tell whether a function for ``key=`` gets what makes the key by name; refuse one that would not get it right.
 
-        It does if the names of its parameters are among those: ``lambda lang, user_id: ...`` would get them swapped.
-        So it does if it takes them by name only, as ``lambda user_id, **_: ...`` may.
+        It does if it shares a name with it and can be called so: ``lambda lang, user_id: ...`` would get them swapped.
+        So it does if it takes them by name only, as ``lambda *, a, b: ...`` may.
         """
-        if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in kept):
-            return False
-        named = {parameter.name for parameter in kept if parameter.name != self._rest}
         try:
             takes = inspect.signature(made)
         except (TypeError, ValueError):  # of some builtins nobody knows it
             return False
-        own = {parameter.name for parameter in takes.parameters.values() if parameter.kind in _WITH_NAMES}
-        names_fit = _misfit(takes, 0, named) is None
-        if own and own <= named and names_fit:
+        for kind, stars in _STARS.items():
+            variadic = [p for p in kept if p.kind is kind]
+            if variadic and all(p.kind is not kind for p in takes.parameters.values()):
+                msg = (
+                    f"{self.owner}: key={made!r} has no parameter for what {variadic[0]} collects, which is part of the"
+                    f" key: give it one, such as {stars}rest, or leave it out with ignore=({variadic[0].name!r},)"
+                )
+                raise ConfigurationError(msg)
+        by_name = [p.name for p in kept if p.kind is Parameter.KEYWORD_ONLY]
+        by_position = [p.name for p in kept if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+        own = {p.name for p in takes.parameters.values() if p.kind in _WITH_NAMES}
+        shared = own & {*by_position, *by_name}
+        nameless = any(p.kind is Parameter.VAR_POSITIONAL for p in kept)
+        names_fit = not nameless and not isinstance(_passed(takes, (), [*by_position, *by_name]), TypeError)
+        if shared and names_fit:
             return True
-        if self._rest:  # with what it is called, the call tells
-            return False
-        by_name = {parameter.name for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
-        error = _misfit(takes, len(kept) - len(by_name), by_name)
-        if error is not None and not names_fit:
+        passed = _passed(takes, by_position, by_name)
+        if isinstance(passed, TypeError):
+            if names_fit:
+                return True
+            msg = f"{self.owner}: key={made!r} does not take what makes the key ({passed}): {_call_text(kept)}"
+            raise ConfigurationError(msg) from passed
+        if wrong := sorted(name for name in shared if passed.get(name) != name):
             msg = (
-                f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
-                f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
+                f"{self.owner}: key={made!r} would get another argument as its {wrong[0]!r}: it cannot be called by"
+                f" name alone, and {_call_text(kept)}. Take what it needs by its name and the rest by **_, keep"
+                " to the function's order, or use other names"
             )
-            raise ConfigurationError(msg) from error
-        return error is not None
+            raise ConfigurationError(msg)
+        return False
 
     def depends_on(self, parameter: str) -> bool:
         """Tell whether a parameter is part of the key, as far as the rules tell."""
@@ -476,13 +489,21 @@ class Binder:
         return arguments
 
 
-def _misfit(signature: inspect.Signature, positional: int, names: Iterable[str]) -> TypeError | None:
-    """Tell why so many arguments and some with these names do not fit a signature."""
+def _call_text(kept: Sequence[Parameter]) -> str:
+    named = [p.name for p in kept if p.kind is Parameter.KEYWORD_ONLY]
+    call = [f"{p.name}={p.name}" if p.name in named else f"{_STARS.get(p.kind, '')}{p.name}" for p in kept]
+    by_name = f", {' and '.join(named)} by name" if named else ""
+    return f"it is called with ({', '.join(call)}){by_name}, which are the parameters without those that ignore names"
+
+
+def _passed(
+    takes: inspect.Signature, by_position: Iterable[str], by_name: Iterable[str]
+) -> Mapping[str, Any] | TypeError:
+    """Tell which of these arguments each parameter would get, or why they do not fit."""
     try:
-        signature.bind(*[None] * positional, **dict.fromkeys(names))
+        return takes.bind(*by_position, **{name: name for name in by_name}).arguments
     except TypeError as error:
         return error
-    return None
 
 
 def _check_rules(rules: Rules, owner: str) -> None:
