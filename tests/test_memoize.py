@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import enum
 import functools
+import gc
 import inspect
 import typing
 from collections.abc import AsyncIterator, Callable
@@ -1245,6 +1246,22 @@ async def test_condition_decides_what_is_stored(cache: Cache, calls: Calls):
         assert await job(0) == {"complete": False}
         assert await job(1) == {"complete": True}
     assert calls == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("decorator", ["cached", "cached_many"])
+@pytest.mark.filterwarnings("error")
+async def test_a_condition_that_returns_an_awaitable_is_an_error(cache: Cache, decorator: str):
+    """It would be true always; the call says so, and nothing is stored."""
+
+    async def f(x: list[int]) -> dict[int, int]:
+        return {1: 1}
+
+    made = getattr(cache, decorator)(condition=lambda _: asyncio.sleep(0, False), key="k:{x}")(f)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"condition=.*nothing awaits it: return True or False"):
+            await made([1])
+    assert not await cache.has("k:1" if decorator == "cached_many" else "k:[1]")
+    gc.collect()
 
 
 async def test_condition_sees_what_refresh_loads(cache: Cache):
