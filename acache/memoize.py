@@ -313,6 +313,12 @@ def check_function(function: Any, *, thread: bool) -> None:
     name = getattr(named(function), "__qualname__", repr(function))
     if isinstance(function, (classmethod, staticmethod)):
         msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
+    elif callable(function) and not hasattr(named(function), "__qualname__"):
+        kind = type(named(function)).__qualname__
+        msg = (
+            f"a {kind} has no name to make keys from: decorate a function written with def, or the object's"
+            " __call__, as in cached()(obj.__call__)"
+        )
     elif inspect.isasyncgenfunction(function) or (thread and inspect.isgeneratorfunction(function)):
         kind = "a generator" if thread else "an async generator"
         msg = f"{name} is {kind}, whose items come one by one: cache a function that returns a list of them"
@@ -320,8 +326,8 @@ def check_function(function: Any, *, thread: bool) -> None:
         msg = f"{name} is a coroutine function and does not block: leave thread=True out"
     elif not thread and not inspect.iscoroutinefunction(function):
         msg = f"{name} is not a coroutine function: write it with async def, or pass thread=True if it blocks"
-    elif not callable(function) or not hasattr(named(function), "__qualname__"):
-        msg = f"{name} has no name to make keys from: cache a function written with def"
+    elif not callable(function):
+        msg = f"{name} cannot be called: cache a function written with def"
     else:
         return
     raise ConfigurationError(msg)
