@@ -1357,6 +1357,8 @@ def _check_options(decorator: str, options: Mapping[str, Any], *own: str) -> Non
             continue
         if name in Policy.__dataclass_fields__:
             remedy = f", which is a rule of the policy: pass policy=Policy({name}={short(options[name])})"
+        elif name in ("namespace", "codec"):
+            remedy = f", which is the cache's: decorate with cache.view({name}={short(options[name])}).{decorator}(...)"
         else:
             remedy = f" (there are: {', '.join(sorted(known))})"
         msg = f"{decorator}() has no option {name!r}{remedy}"
