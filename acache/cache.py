@@ -29,7 +29,7 @@ from .loading import ABSENT, Batch, Load, Mark, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
-from .names import claim
+from .names import claim, claim_template
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
 from .staircase import Staircase, ahead
@@ -1231,6 +1231,8 @@ class Cache:
     def _check_name(self, function: Any, rules: Rules) -> None:
         if rules.key is None:
             claim(self._shared.functions, self.namespace, function, rules.version, rules.ignore)
+        elif isinstance(rules.key, str):
+            claim_template(self._shared.functions, self.namespace, function, rules.key, rules.version, rules.ignore)
 
     def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space

@@ -24,7 +24,7 @@ from .events import Counters, Stats
 from .keys import Template, arguments_text, check_key
 from .loading import Load, LoadContext, running_load
 from .memory import Space, terms_of
-from .names import key_prefix, named, owner_of
+from .names import fixed_arguments, key_prefix, named, owner_of
 from .policy import Policy
 
 __all__ = [
@@ -255,8 +255,8 @@ class _Behind:
         space = self.hooks.space
         if space is None:
             return
-        for parameter in self.binder.key_names:
-            value = arguments[parameter]
+        makes_key = [*[arguments[name] for name in self.binder.key_names], *self.binder.fixed.values()]
+        for value in makes_key:
             if type(value) not in _EXACT and not _is_uuid(value):
                 return
         name = given[0] if len(given) == 1 else given  # as `_compile` writes it
@@ -341,6 +341,13 @@ def type_hints(function: Any) -> dict[str, Any]:
         return {}
 
 
+def _annotations(function: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return what parameters of a function, or of what it is made of, are annotated with."""
+    known = {**inspect.signature(named(function)).parameters, **inspect.signature(function).parameters}
+    hints = type_hints(function)
+    return {name: hints.get(name, known[name].annotation) for name in names}
+
+
 def _return_type(function: Any) -> Any:
     annotation = type_hints(function).get("return")
     return None if annotation in (Any, type(None)) or isinstance(annotation, TypeVar) else annotation
@@ -368,8 +375,8 @@ class Binder:
         self._key_signature: Final = inspect.Signature(kept)
         self.key_names: Final = [parameter.name for parameter in kept]
         self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
-        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
-        annotations |= type_hints(function) | dict(declared or {})
+        fixed = fixed_arguments(function)
+        annotations = _annotations(function, (*parameters, *fixed)) | dict(declared or {})
         self.prefix: Final = None if rules.key is not None else key_prefix(function, rules.version)
         self._made: Final = rules.key if callable(rules.key) else None
         self._template: Template | None = None
@@ -394,6 +401,10 @@ class Binder:
                 msg = f"{self.owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
                 raise ConfigurationError(msg)
         self.tag_templates: Final = [Template(tag, annotations, self.owner, "tag") for tag in rules.tags]
+        templates = [*self.tag_templates, *([self._template] if self._template is not None else [])]
+        used = {name for template in templates for name in template.names}
+        self.fixed: Final = {name: value for name, value in fixed.items() if name in used}
+        """What the function was given before, by partial application or as a method, and its templates name."""
         _check_rules(rules, self.owner)
         # No text of a field holds a bare "%", so none can end like this.
         self._version: Final = "" if rules.version is None else f"%v{rules.version}"
@@ -446,7 +457,7 @@ class Binder:
     def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
         if self._template is not None:
-            return check_key(self._template(arguments) + self._version)
+            return check_key(self._template({**self.fixed, **arguments}) + self._version)
         kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
             if self._by_name:
@@ -459,7 +470,8 @@ class Binder:
 
     def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags for bound arguments."""
-        return tuple(dict.fromkeys(template(arguments) for template in self.tag_templates))
+        given = {**self.fixed, **arguments}
+        return tuple(dict.fromkeys(template(given) for template in self.tag_templates))
 
     @property
     def common_tags(self) -> tuple[str, ...]:
