@@ -29,7 +29,7 @@ from .loading import ABSENT, Batch, Load, Mark, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
-from .names import claim
+from .names import claim, claim_template
 from .policy import DEFAULT, Default, Policy
 from .replay import Replay
 from .staircase import Staircase, ahead
@@ -1232,6 +1232,8 @@ class Cache:
     def _check_name(self, function: Any, rules: Rules) -> None:
         if rules.key is None:
             claim(self._shared.functions, self.namespace, function, rules.version, rules.ignore)
+        elif isinstance(rules.key, str):
+            claim_template(self._shared.functions, self.namespace, function, rules.key, rules.version, rules.ignore)
 
     def _hooks(self, rules: Rules) -> Hooks:
         space = self._scope.space
@@ -1358,6 +1360,8 @@ def _check_options(decorator: str, options: Mapping[str, Any], *own: str) -> Non
             continue
         if name in Policy.__dataclass_fields__:
             remedy = f", which is a rule of the policy: pass policy=Policy({name}={short(options[name])})"
+        elif name in ("namespace", "codec"):
+            remedy = f", which is the cache's: decorate with cache.view({name}={short(options[name])}).{decorator}(...)"
         else:
             remedy = f" (there are: {', '.join(sorted(known))})"
         msg = f"{decorator}() has no option {name!r}{remedy}"

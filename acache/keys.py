@@ -15,6 +15,7 @@ import re
 import string
 import sys
 import typing
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta, tzinfo
@@ -336,7 +337,10 @@ def _unordered(value: Any, name: str) -> str:
 
 
 def _mapping(value: Mapping[Any, Any]) -> str:
-    return f"{{{','.join(sorted(f'{argument_text(key)}:{argument_text(item)}' for key, item in value.items()))}}}"
+    pairs = [f"{argument_text(key)}:{argument_text(item)}" for key, item in value.items()]
+    if not isinstance(value, OrderedDict):  # where the order tells two of them apart
+        pairs.sort()
+    return f"{{{','.join(pairs)}}}"
 
 
 def _moment(name: str, value: datetime | time) -> str:

@@ -24,7 +24,7 @@ from .events import Counters, Stats
 from .keys import Template, arguments_text, check_key
 from .loading import Load, LoadContext, running_load
 from .memory import Space, terms_of
-from .names import key_prefix, named, owner_of
+from .names import fixed_arguments, key_prefix, named, owner_of
 from .policy import Policy
 
 __all__ = [
@@ -49,6 +49,7 @@ _EXACT: Final = frozenset((int, str, bool, bytes, type(None)))
 """Types of which equal values always have equal key texts."""
 _WITH_NAMES: Final = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 """Parameters that an argument can be passed to by name."""
+_STARS: Final[dict[Any, str]] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
 
 
 class _First(Protocol[F_contra, P, R_co]):
@@ -254,8 +255,8 @@ class _Behind:
         space = self.hooks.space
         if space is None:
             return
-        for parameter in self.binder.key_names:
-            value = arguments[parameter]
+        makes_key = [*[arguments[name] for name in self.binder.key_names], *self.binder.fixed.values()]
+        for value in makes_key:
             if type(value) not in _EXACT and not _is_uuid(value):
                 return
         name = given[0] if len(given) == 1 else given  # as `_compile` writes it
@@ -312,6 +313,12 @@ def check_function(function: Any, *, thread: bool) -> None:
     name = getattr(named(function), "__qualname__", repr(function))
     if isinstance(function, (classmethod, staticmethod)):
         msg = f"{name}: put the cached decorator below @{type(function).__name__}, next to the def"
+    elif callable(function) and not hasattr(named(function), "__qualname__"):
+        kind = type(named(function)).__qualname__
+        msg = (
+            f"a {kind} has no name to make keys from: decorate a function written with def, or the object's"
+            " __call__, as in cached()(obj.__call__)"
+        )
     elif inspect.isasyncgenfunction(function) or (thread and inspect.isgeneratorfunction(function)):
         kind = "a generator" if thread else "an async generator"
         msg = f"{name} is {kind}, whose items come one by one: cache a function that returns a list of them"
@@ -319,8 +326,8 @@ def check_function(function: Any, *, thread: bool) -> None:
         msg = f"{name} is a coroutine function and does not block: leave thread=True out"
     elif not thread and not inspect.iscoroutinefunction(function):
         msg = f"{name} is not a coroutine function: write it with async def, or pass thread=True if it blocks"
-    elif not callable(function) or not hasattr(named(function), "__qualname__"):
-        msg = f"{name} has no name to make keys from: cache a function written with def"
+    elif not callable(function):
+        msg = f"{name} cannot be called: cache a function written with def"
     else:
         return
     raise ConfigurationError(msg)
@@ -332,6 +339,13 @@ def type_hints(function: Any) -> dict[str, Any]:
         return typing.get_type_hints(named(function))
     except (NameError, TypeError, AttributeError):  # a name that exists for the type checker only
         return {}
+
+
+def _annotations(function: Any, names: Iterable[str]) -> dict[str, Any]:
+    """Return what parameters of a function, or of what it is made of, are annotated with."""
+    known = {**inspect.signature(named(function)).parameters, **inspect.signature(function).parameters}
+    hints = type_hints(function)
+    return {name: hints.get(name, known[name].annotation) for name in names}
 
 
 def _return_type(function: Any) -> Any:
@@ -361,8 +375,8 @@ class Binder:
         self._key_signature: Final = inspect.Signature(kept)
         self.key_names: Final = [parameter.name for parameter in kept]
         self.simple: Final = all(p.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD) for p in kept)
-        annotations = {name: parameter.annotation for name, parameter in parameters.items()}
-        annotations |= type_hints(function) | dict(declared or {})
+        fixed = fixed_arguments(function)
+        annotations = _annotations(function, (*parameters, *fixed)) | dict(declared or {})
         self.prefix: Final = None if rules.key is not None else key_prefix(function, rules.version)
         self._made: Final = rules.key if callable(rules.key) else None
         self._template: Template | None = None
@@ -387,38 +401,54 @@ class Binder:
                 msg = f"{self.owner}: tags={rules.tags!r}: a tag is a non-empty str, and may be a template"
                 raise ConfigurationError(msg)
         self.tag_templates: Final = [Template(tag, annotations, self.owner, "tag") for tag in rules.tags]
+        templates = [*self.tag_templates, *([self._template] if self._template is not None else [])]
+        used = {name for template in templates for name in template.names}
+        self.fixed: Final = {name: value for name, value in fixed.items() if name in used}
+        """What the function was given before, by partial application or as a method, and its templates name."""
         _check_rules(rules, self.owner)
         # No text of a field holds a bare "%", so none can end like this.
         self._version: Final = "" if rules.version is None else f"%v{rules.version}"
 
     def _takes_names(self, made: Callable[..., str], kept: Sequence[Parameter]) -> bool:
-        """Tell whether a function for ``key=`` gets what makes the key by name; refuse one that does not take it.
+        """Tell whether a function for ``key=`` gets what makes the key by name; refuse one that would not get it right.
 
-        It does if the names of its parameters are among those: ``lambda lang, user_id: ...`` would get them swapped.
-        So it does if it takes them by name only, as ``lambda user_id, **_: ...`` may.
+        It does if it shares a name with it and can be called so: ``lambda lang, user_id: ...`` would get them swapped.
+        So it does if it takes them by name only, as ``lambda *, a, b: ...`` may.
         """
-        if any(parameter.kind is Parameter.VAR_POSITIONAL for parameter in kept):
-            return False
-        named = {parameter.name for parameter in kept if parameter.name != self._rest}
         try:
             takes = inspect.signature(made)
         except (TypeError, ValueError):  # of some builtins nobody knows it
             return False
-        own = {parameter.name for parameter in takes.parameters.values() if parameter.kind in _WITH_NAMES}
-        names_fit = _misfit(takes, 0, named) is None
-        if own and own <= named and names_fit:
+        for kind, stars in _STARS.items():
+            variadic = [p for p in kept if p.kind is kind]
+            if variadic and all(p.kind is not kind for p in takes.parameters.values()):
+                msg = (
+                    f"{self.owner}: key={made!r} has no parameter for what {variadic[0]} collects, which is part of the"
+                    f" key: give it one, such as {stars}rest, or leave it out with ignore=({variadic[0].name!r},)"
+                )
+                raise ConfigurationError(msg)
+        by_name = [p.name for p in kept if p.kind is Parameter.KEYWORD_ONLY]
+        by_position = [p.name for p in kept if p.kind in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+        own = {p.name for p in takes.parameters.values() if p.kind in _WITH_NAMES}
+        shared = own & {*by_position, *by_name}
+        nameless = any(p.kind is Parameter.VAR_POSITIONAL for p in kept)
+        names_fit = not nameless and not isinstance(_passed(takes, (), [*by_position, *by_name]), TypeError)
+        if shared and names_fit:
             return True
-        if self._rest:  # with what it is called, the call tells
-            return False
-        by_name = {parameter.name for parameter in kept if parameter.kind is Parameter.KEYWORD_ONLY}
-        error = _misfit(takes, len(kept) - len(by_name), by_name)
-        if error is not None and not names_fit:
+        passed = _passed(takes, by_position, by_name)
+        if isinstance(passed, TypeError):
+            if names_fit:
+                return True
+            msg = f"{self.owner}: key={made!r} does not take what makes the key ({passed}): {_call_text(kept)}"
+            raise ConfigurationError(msg) from passed
+        if wrong := sorted(name for name in shared if passed.get(name) != name):
             msg = (
-                f"{self.owner}: key={made!r} does not take what makes the key ({error}): it is called with"
-                f" ({', '.join(map(str, kept))}), which are the parameters without those that ignore names"
+                f"{self.owner}: key={made!r} would get another argument as its {wrong[0]!r}: it cannot be called by"
+                f" name alone, and {_call_text(kept)}. Take what it needs by its name and the rest by **_, keep"
+                " to the function's order, or use other names"
             )
-            raise ConfigurationError(msg) from error
-        return error is not None
+            raise ConfigurationError(msg)
+        return False
 
     def depends_on(self, parameter: str) -> bool:
         """Tell whether a parameter is part of the key, as far as the rules tell."""
@@ -427,7 +457,7 @@ class Binder:
     def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
         if self._template is not None:
-            return check_key(self._template(arguments) + self._version)
+            return check_key(self._template({**self.fixed, **arguments}) + self._version)
         kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
             if self._by_name:
@@ -440,7 +470,8 @@ class Binder:
 
     def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags for bound arguments."""
-        return tuple(dict.fromkeys(template(arguments) for template in self.tag_templates))
+        given = {**self.fixed, **arguments}
+        return tuple(dict.fromkeys(template(given) for template in self.tag_templates))
 
     @property
     def common_tags(self) -> tuple[str, ...]:
@@ -476,13 +507,21 @@ class Binder:
         return arguments
 
 
-def _misfit(signature: inspect.Signature, positional: int, names: Iterable[str]) -> TypeError | None:
-    """Tell why so many arguments and some with these names do not fit a signature."""
+def _call_text(kept: Sequence[Parameter]) -> str:
+    named = [p.name for p in kept if p.kind is Parameter.KEYWORD_ONLY]
+    call = [f"{p.name}={p.name}" if p.name in named else f"{_STARS.get(p.kind, '')}{p.name}" for p in kept]
+    by_name = f", {' and '.join(named)} by name" if named else ""
+    return f"it is called with ({', '.join(call)}){by_name}, which are the parameters without those that ignore names"
+
+
+def _passed(
+    takes: inspect.Signature, by_position: Iterable[str], by_name: Iterable[str]
+) -> Mapping[str, Any] | TypeError:
+    """Tell which of these arguments each parameter would get, or why they do not fit."""
     try:
-        signature.bind(*[None] * positional, **dict.fromkeys(names))
+        return takes.bind(*by_position, **{name: name for name in by_name}).arguments
     except TypeError as error:
         return error
-    return None
 
 
 def _check_rules(rules: Rules, owner: str) -> None:

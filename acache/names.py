@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from itertools import count
+from itertools import count, zip_longest
+from string import Formatter
 from types import CodeType, MethodType, ModuleType
 from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
@@ -14,7 +15,7 @@ from .errors import ConfigurationError
 from .events import logger
 from .keys import argument_text, module_name
 
-__all__ = ["claim", "key_prefix", "named", "owner_of"]
+__all__ = ["claim", "claim_template", "fixed_arguments", "key_prefix", "named", "owner_of"]
 
 
 def named(function: Any) -> Any:
@@ -28,6 +29,29 @@ def owner_of(function: Any) -> str:
     """Return how messages call a function."""
     inner = named(function)
     return f"{inner.__module__}.{inner.__qualname__}()"
+
+
+def fixed_arguments(function: Any) -> dict[str, Any]:
+    """Return what partial applications and bound methods pass by position, by the names of the parameters it is for."""
+    inner, args, _ = _given(function)
+    return dict(zip(_positional(inner), args, strict=False)) if args else {}
+
+
+def _given(function: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Return the function under partial applications and bound methods, and what they pass to it."""
+    args: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    while isinstance(function, (partial, MethodType)):
+        if isinstance(function, partial):
+            args, keywords, function = (*function.args, *args), function.keywords | keywords, function.func
+        else:
+            args, function = (function.__self__, *args), function.__func__
+    return function, args, keywords
+
+
+def _positional(function: Any) -> list[str]:
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return [name for name, parameter in inspect.signature(function).parameters.items() if parameter.kind in kinds]
 
 
 def key_prefix(function: Callable[..., Any], version: str | int | None) -> str:
@@ -114,6 +138,44 @@ def claim(
                 prefix,
             )
     taken.update((address, fact) for fact in ("", *facts))
+
+
+def claim_template(
+    taken: set[tuple[str, str]],
+    namespace: str,
+    function: Callable[..., Any],
+    template: str,
+    version: str | int | None,
+    ignored: Iterable[str],
+) -> None:
+    """Take a template for what a partial application or a bound method has fixed, as far as the template leaves it out.
+
+    What has no stable text cannot be told from another of its kind, and is nobody's business.
+
+    Raises:
+        ConfigurationError: another one of the same function has it: the two would have the same keys.
+    """
+    inner, args, keywords = _given(function)
+    said = {(field or "").partition(".")[0].partition("[")[0] for _, field, *_ in Formatter().parse(template)}
+    names = _positional(inner)[: len(args)] if args else []
+    fixed = [*zip_longest(names, args, fillvalue="*"), *keywords.items()]
+    unsaid = [(name, value) for name, value in fixed if name not in said.union(ignored)]
+    if not unsaid:
+        return
+    try:
+        text = argument_text(unsaid)
+    except (TypeError, RecursionError):
+        return
+    address = f"{namespace}::{template!r} of {owner_of(function)}@{version}"
+    if (address, "") in taken and (address, text) not in taken:
+        msg = (
+            f"{owner_of(function)}: key={template!r} is cached here already for other values of"
+            f" {', '.join(name for name, _ in unsaid)}, which are fixed: the two would answer each other's calls. Name"
+            " them in the key, give each a key= or a version= of its own, or make the key with a function if they may"
+            " share it"
+        )
+        raise ConfigurationError(msg)
+    taken.update({(address, ""), (address, text)})
 
 
 class _Facts(NamedTuple):

@@ -7,9 +7,10 @@ tier, lease, loader, guarded fill, waiters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Final, NamedTuple, cast
 
@@ -18,7 +19,7 @@ from .clock import FOREVER, ttl_seconds
 from .codecs.base import encode_under
 from .coherence import EPOCH, Heard, TagCell
 from .entry import Entry, pack
-from .errors import BackendError, ConfigurationError, LoadTimeout
+from .errors import BackendError, ConfigurationError, LoadTimeout, short
 from .events import Tier, logger
 from .inputs import tag_names
 from .lease import Lease, Verdict
@@ -447,7 +448,7 @@ class Staircase:
             self._notes.refused(load.key, load.counters)
         elif value is ABSENT:
             await self._remove(attempt)
-        elif context.stored and (load.condition is None or load.condition(value)):
+        elif context.stored and (load.condition is None or _allows(load.condition, value)):
             await self._fill(attempt, context, value, took)
         return value
 
@@ -698,3 +699,13 @@ def _awaitable(load: Load) -> Awaitable[Any]:
         )
         raise TypeError(msg)
     return result
+
+
+def _allows(condition: Callable[[Any], bool], value: Any) -> bool:
+    verdict: Any = condition(value)
+    if isawaitable(verdict):  # which is true, whatever it would have come to
+        if (close := getattr(verdict, "close", None)) is not None:
+            close()  # a coroutine, of which Python would say that nobody awaited it
+        msg = f"condition={condition!r} returned {short(verdict)}, and nothing awaits it: return True or False"
+        raise ConfigurationError(msg)
+    return bool(verdict)

@@ -588,6 +588,10 @@ def test_rules_that_make_no_sense_are_refused_at_decoration(case: str):
         ({"lease": True}, r"no option 'lease', .* pass policy=Policy\(lease=True\)"),
         ({"ttl": 5, "load_timeout": 2.5}, r"no option 'load_timeout', .* pass policy=Policy\(load_timeout=2.5\)"),
         (
+            {"namespace": "x"},
+            r"no option 'namespace', which is the cache's: decorate with cache\.view\(namespace='x'\)\.cached",
+        ),
+        (
             {"tag": "users"},
             r"no option 'tag' \(there are: .*condition, ignore, key, .*tags, thread, ttl, type, version\)",
         ),

@@ -71,6 +71,24 @@ async def test_generators_are_refused_with_their_remedy(cache: Cache):
         cache.cached(thread=True)(words)
 
 
+class Asked:
+    """Is called as a function is."""
+
+    __cache_key__ = "asked"
+
+    async def __call__(self, x: int) -> int:
+        return x
+
+
+@pytest.mark.parametrize("wrap", [lambda made: made, lambda made: functools.partial(made, 1)])
+@pytest.mark.parametrize("thread", [False, True])
+async def test_an_object_that_can_be_called_is_refused_with_its_remedy(cache: Cache, wrap: Any, thread: bool):
+    """It has no name; its ``__call__`` has, and is a bound method like any other."""
+    with pytest.raises(ConfigurationError, match=r"a Asked has no name.*the object's __call__, as in cached\(\)\("):
+        cache.cached(thread=thread)(wrap(Asked()))  # type: ignore[call-overload]
+    assert await cache.cached()(Asked().__call__)(1) == 1
+
+
 async def test_a_synchronous_function_runs_in_a_thread(cache: Cache):
     """The wrapper is a coroutine function, and has the helpers of any other."""
     threads: list[int] = []

@@ -10,7 +10,7 @@ import string
 import subprocess
 import sys
 import typing
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -480,6 +480,16 @@ def test_what_a_subclass_of_a_builtin_holds_besides_is_not_overlooked():
     assert argument_text(asked) == argument_text(More())
     with pytest.raises(TypeError, match="same in every process"):
         argument_text(Money(1, Plain()))
+
+
+def test_the_order_of_a_dict_counts_where_it_is_compared():
+    """Two OrderedDicts of another order are two values; two dicts are one, and so are defaultdicts that hold the same."""
+    one, other = OrderedDict(a=1, b=2), OrderedDict(b=2, a=1)
+    assert one != other
+    assert len({argument_text(value) for value in (one, other, dict(one), [one], [other])}) == 5
+    assert argument_text(one) == argument_text(OrderedDict(one))
+    assert argument_text({"a": 1, "b": 2}) == argument_text({"b": 2, "a": 1})
+    assert argument_text(defaultdict(int, one)) == argument_text(defaultdict(list, other))
 
 
 class Nowhere(tzinfo):

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import enum
 import functools
+import gc
 import inspect
 import typing
 from collections.abc import AsyncIterator, Callable
@@ -848,6 +849,71 @@ async def test_a_key_function_gets_variadic_arguments_as_the_function_does():
     assert twice.key(1, user_id=3) == "1:en:{'user_id': 3}"
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (lambda b, *_: f"b:{b}", "b"),
+        (lambda x, a, *_: f"a:{a}", "a"),
+        (lambda b, x, *_, **rest: f"b:{b}", "b"),
+    ],
+)
+def test_a_key_function_that_would_get_another_s_argument_is_refused(key: Any, name: str):
+    """By name it cannot be called, and by position a name that both have would stand for another argument."""
+
+    async def f(a: int, b: int) -> int:
+        return a
+
+    async def many(a: int, b: int, *c: int) -> int:
+        return a
+
+    for function in (f, many):
+        with pytest.raises(ConfigurationError, match=rf"another argument as its '{name}'.*by name.*called with \(a, b"):
+            cached(key=key)(function)
+
+
+async def test_a_key_function_s_own_default_does_not_hide_its_names():
+    """What it takes besides may stay at its default; then names count."""
+
+    @cached(key=lambda b, a, sep=":": f"{a}{sep}{b}")
+    async def f(a: int, b: int) -> int:
+        return a
+
+    @cached(key=lambda a, *rest: f"{a}:{rest[0]}")
+    async def g(a: int, b: int) -> int:
+        return a
+
+    assert f.key(1, 2) == g.key(1, 2) == "1:2"
+
+
+def test_a_key_function_is_told_what_it_gets_by_name():
+    """A parameter that is passed by name only is passed so to the key function too."""
+
+    async def f(a: int, *, b: int) -> int:
+        return a
+
+    with pytest.raises(ConfigurationError, match=r"'y'.*called with \(a, b=b\), b by name"):
+        cached(key=lambda x, y: f"{x}:{y}")(f)
+    assert cached(key=lambda x, *, b: f"{x}:{b}")(f).key(1, b=2) == "1:2"
+
+
+@pytest.mark.parametrize("key", [lambda *a: str(a), lambda a, b=0: str(a), lambda a: str(a)])
+def test_a_key_function_takes_variadic_arguments_where_there_are_any(key: Any):
+    """Otherwise the first call that has them would fail."""
+
+    async def keywords(a: int, **more: int) -> int:
+        return a
+
+    async def positions(a: int, *more: int) -> int:
+        return a
+
+    with pytest.raises(ConfigurationError, match=r"what \*\*more: .*such as \*\*rest.*ignore=\('more',\)"):
+        cached(key=key)(keywords)
+    if not key.__code__.co_flags & inspect.CO_VARARGS:
+        with pytest.raises(ConfigurationError, match=r"what \*more: .*such as \*rest"):
+            cached(key=key)(positions)
+    assert cached(key=key, ignore=("more",))(keywords).key(1) == key(1)
+
+
 async def test_a_key_function_does_not_get_what_is_ignored(cache: Cache, calls: Calls):
     """Neither from a call nor from a helper, so that both make one key."""
 
@@ -1180,6 +1246,22 @@ async def test_condition_decides_what_is_stored(cache: Cache, calls: Calls):
         assert await job(0) == {"complete": False}
         assert await job(1) == {"complete": True}
     assert calls == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("decorator", ["cached", "cached_many"])
+@pytest.mark.filterwarnings("error")
+async def test_a_condition_that_returns_an_awaitable_is_an_error(cache: Cache, decorator: str):
+    """It would be true always; the call says so, and nothing is stored."""
+
+    async def f(x: list[int]) -> dict[int, int]:
+        return {1: 1}
+
+    made = getattr(cache, decorator)(condition=lambda _: asyncio.sleep(0, False), key="k:{x}")(f)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match=r"condition=.*nothing awaits it: return True or False"):
+            await made([1])
+    assert not await cache.has("k:1" if decorator == "cached_many" else "k:[1]")
+    gc.collect()
 
 
 async def test_condition_sees_what_refresh_loads(cache: Cache):

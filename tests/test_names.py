@@ -102,6 +102,68 @@ async def test_a_bound_method_of_something_unstable_needs_a_key(decorator: str):
     assert await cache.cached(key="k:{i}")(wanted.get)(1) == 1
 
 
+async def test_a_template_names_what_is_fixed():
+    """By position or by name, in a key and in a tag, also of an object that may change."""
+    cache = Cache()
+    a, b = Repo("a"), Repo("b")
+    one, other = (cache.cached(key="r:{self.name}:{i}", tags=["of:{self.name}"])(repo.get) for repo in (a, b))
+    assert (await one(1), await other(1), one.key(1), other.key(1)) == ("a1", "b1", "r:a:1", "r:b:1")
+    await cache.invalidate_tags("of:a")
+    assert (one.peek(1), other.peek(1)) == (None, "b1")
+    b.name = "c"
+    assert await other(1) == "c1"
+    many = cache.cached_many(key="m:{self.name}:{items}")(a.get_many)
+    assert (await many([1]), await cache.get("m:a:1")) == ({1: "a1"}, "a1")
+
+    async def add(t: int, x: int, *, unit: int = 0) -> int:
+        return t + x + unit
+
+    for t in (1, 2):
+        assert await cache.cached(key="add:{t}:{x}")(functools.partial(add, t))(1) == t + 1
+        assert await cache.cached(key="to:{unit}:{x}", ignore=("t",))(functools.partial(add, t=1, unit=t))(x=1) == t + 2
+    with pytest.raises(ConfigurationError, match=r"names 'return', which is not a parameter \(there are: x, unit, t\)"):
+        cache.cached(key="{return}")(functools.partial(add, 1))
+
+
+def _bound(of: str) -> Any:
+    return Repo(of).get
+
+
+def _bound_class(of: str) -> Any:
+    return {"a": Repo, "b": Archive}[of].kind
+
+
+def _partial(of: str) -> Any:
+    return functools.partial(Repo.get, Repo(of))
+
+
+def _by_name(of: str) -> Any:
+    return functools.partial(Repo.get, self=Repo(of))
+
+
+async def _rest(*parts: str, i: int) -> str:
+    return f"{parts}{i}"
+
+
+def _variadic(of: str) -> Any:
+    return functools.partial(functools.partial(_rest, "x"), of)
+
+
+@pytest.mark.parametrize("make", [_bound, _bound_class, _partial, _by_name, _variadic])
+def test_a_template_that_leaves_out_what_is_fixed_is_for_one_only(make: Any):
+    """Two would answer each other's calls; the same one again, in another namespace or version, is none too many."""
+    cache = Cache()
+    for _ in range(2):
+        cache.cached(key="k:{i}")(make("a"))
+    with pytest.raises(ConfigurationError, match=r"key='k:\{i\}' is cached here already for other.*fixed.*version="):
+        cache.cached(key="k:{i}")(make("b"))
+    cache.cached(key="k:{i}", version=2)(make("b"))
+    cache.cached(key="of b:{i}")(make("b"))
+    cache.view(namespace="other").cached(key="k:{i}")(make("b"))
+    for of in "ab":
+        cache.cached(key=lambda *_, **rest: f"f:{rest}")(make(of))
+
+
 async def test_invalidating_all_leaves_what_is_bound_alone():
     """The keys of a bound method do not begin as those of the method itself do."""
     cache = Cache()

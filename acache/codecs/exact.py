@@ -446,6 +446,8 @@ def collect(annotation: Any, classes: Classes) -> None:
             pending += _hints(item).values()
         elif isinstance(item, typing.TypeVar):
             pending += [item.__bound__, *item.__constraints__]
+        elif typing.get_origin(item) is typing.Literal:
+            pending += [type(value) for value in typing.get_args(item)]  # a member of an enum may be one
         elif typing.get_origin(item) is not None or isinstance(item, UnionType):
             pending += [typing.get_origin(item), *typing.get_args(item)]
         else:

@@ -14,6 +14,7 @@ from typing import (
     Annotated,
     Any,
     Generic,
+    Literal,
     NamedTuple,
     NewType,
     NotRequired,
@@ -616,11 +617,25 @@ ROW: dict[str, Any] = {"user": User(id=1), "point": Point(1), "level": Level.LOW
         ([{"items": [User(id=1)]}], Pages),
         ({1: User(id=1)}, dict[int, Person]),
         (User(id=1), Annotated[Person, "note"]),
+        (Level.LOW, Literal[Level.LOW, "none"]),
+        ([Level.LOW], list[Literal[Level.LOW]] | None),
     ],
-    ids=["all", "list", "inherited", "nested", "generic", "typing_extensions", "alias", "new type", "annotated"],
+    ids=[
+        "all",
+        "list",
+        "inherited",
+        "nested",
+        "generic",
+        "typing_extensions",
+        "alias",
+        "new type",
+        "annotated",
+        "literal",
+        "literals",
+    ],
 )
 def test_a_type_that_is_only_a_name_for_others_reaches_their_classes(value: Any, type_: Any):
-    """A ``TypedDict`` of whatever kind, a ``NewType``, an alias: what their annotations name may be made."""
+    """A ``TypedDict`` of whatever kind, a ``NewType``, an alias, a ``Literal``: what they name may be made."""
     round_trip(value, type_)
 
 
