@@ -457,7 +457,7 @@ class Binder:
     def key_of(self, arguments: Mapping[str, Any]) -> str:
         """Return the key for bound arguments."""
         if self._template is not None:
-            return check_key(self._template({**self.fixed, **arguments}) + self._version)
+            return check_key(self._template(self._with_fixed(arguments)) + self._version)
         kept = {name: arguments[name] for name in self.key_names} if self._ignored else arguments
         if self._made is not None:
             if self._by_name:
@@ -470,8 +470,11 @@ class Binder:
 
     def tags(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         """Return the tags for bound arguments."""
-        given = {**self.fixed, **arguments}
+        given = self._with_fixed(arguments)
         return tuple(dict.fromkeys(template(given) for template in self.tag_templates))
+
+    def _with_fixed(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {**self.fixed, **arguments} if self.fixed else arguments  # a batch comes here for each of thousands
 
     @property
     def common_tags(self) -> tuple[str, ...]:
