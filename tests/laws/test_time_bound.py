@@ -64,7 +64,7 @@ async def engine(
         return backend
 
     yield make
-    if request.param == "mongodb":
+    if made and request.param == "mongodb":
         await made[0]._collection().database.client.drop_database(f"acache_{name}")  # type: ignore[attr-defined]
     for backend in made:
         await backend.aclose()
