@@ -302,7 +302,7 @@ class Staircase:
             return "load"
 
     async def _look_again(self, attempt: _Attempt, remote: Remote, entry: bytes | None) -> Received | None:
-        """Look at what the holder of the lease sent, or else at the far tier."""
+        """Look at what the holder of the lease sent, or else at the far tier; what was seen before is nothing new."""
         load, watch, received = attempt.load, self._scope.watch, cast("Received | None", None)
         if entry is not None:
             # Under the mark that was open when it came.
@@ -315,11 +315,15 @@ class Staircase:
             watch.close(load.key, attempt.mark)
             attempt.mark = watch.open(load.key)
             stale, before, attempt.away = attempt.stale, attempt.looked_at, False
+            known = None if stale is None or attempt.seen is None else attempt.seen.data
             attempt.looked_at, attempt.version, attempt.cells = self._now(), _UNKNOWN, self._cells(load)
             attempt.stale = received = await self._look(attempt, remote)
             if attempt.away and stale is not None:
                 # What it said last is still offered in place of the loader's error; the wait has made it older.
                 attempt.stale = stale._replace(fresh_for=stale.fresh_for - (attempt.looked_at - before))
+            elif attempt.seen is not None and attempt.seen.data == known:
+                # Ahead of its end it is fresh still, which does not mean that somebody has loaded it.
+                return None
         if received is not None and received.fresh_for > 0 and attempt.mark.intact:
             self._tiers.keep_received(load.key, received, load.policy)
         return received

@@ -621,6 +621,113 @@ async def test_nobody_left_means_no_call(cache: Cache, source: Source, clock: Fa
     assert len(cache._scope.batches) == 0
 
 
+WAYS = {
+    "invalidate": lambda cache, get_users: get_users.invalidate([1]),
+    "invalidate_tags": lambda cache, get_users: cache.invalidate_tags("users"),
+    "clear": lambda cache, get_users: cache.clear(),
+    "set": lambda cache, get_users: get_users.set({1: "set"}),
+}
+"""How others may come between two calls of ``one``."""
+
+
+async def turns() -> None:
+    """Let whoever can go on do so."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("window", [0, 0.2])
+async def test_who_asks_before_and_after_an_invalidation_both_hear_of_the_call_they_wait_for(
+    cache: Cache, source: Source, clock: FakeClock, window: float, way: str
+):
+    """The call begins after both, so one is enough; a value that was set meanwhile stays."""
+    get_users = users(cache, source, batch_window=window, tags=["users"])
+    asked: list[asyncio.Task[Any]] = []
+    for step in (get_users.one(1), WAYS[way](cache, get_users), get_users.one(1), get_users.one(2)):
+        asked.append(asyncio.create_task(step))
+        if window:
+            await turns()  # without one, all of them begin in one turn
+    clock.advance(window)
+    await turns()
+    assert [task.done() for task in asked] == [True] * 4
+    after = "set" if way == "set" else "user 1"
+    assert await asked[0] in ("user 1", after)
+    assert await asked[2] == after
+    assert await asked[3] == "user 2"
+    assert all(ids.count(1) <= 1 for ids in source.asked)
+    if window:
+        assert source.asked == [[1, 2]]
+        assert await get_users([1]) == {1: after}
+        assert source.asked == [[1, 2]]
+    await turns()
+    assert (len(cache._scope.batches), len(cache._scope.flights)) == (0, 0)
+
+
+@pytest.mark.parametrize("way", ["invalidate", "invalidate_tags", "clear"])
+async def test_who_asks_after_an_invalidation_is_not_answered_by_a_call_that_had_begun(
+    cache: Cache, source: Source, way: str
+):
+    """He gets a call of his own, whose value is the one that is kept."""
+    get_users = users(cache, source, tags=["users"])
+    source.go.clear()
+    before = asyncio.create_task(get_users.one(1))
+    await source.began.wait()
+    await WAYS[way](cache, get_users)
+    after = asyncio.create_task(get_users.one(1))
+    await turns()
+    assert source.asked == [[1], [1]]
+    source.go.set()
+    assert await asyncio.gather(before, after) == ["user 1"] * 2
+    assert await get_users.one(1) == "user 1"
+    assert len(source.asked) == 2
+
+
+@pytest.mark.parametrize("started", [False, True])
+@pytest.mark.parametrize("leaves", [(0,), (1,), (0, 1), (1, 0)])
+async def test_each_of_two_who_ask_for_an_item_in_one_window_may_leave(
+    cache: Cache, source: Source, clock: FakeClock, leaves: tuple[int, ...], *, started: bool
+):
+    """Who stays has the value; the last one to leave ends the call, or keeps it from being made."""
+    get_users = users(cache, source, batch_window=0.2)
+    source.go.clear()
+    first = asyncio.create_task(get_users.one(1))
+    await turns()
+    await get_users.invalidate([1])
+    asked = [first, asyncio.create_task(get_users.one(1))]
+    await turns()
+    if started:
+        clock.advance(0.2)
+        await source.began.wait()
+    for number in leaves:
+        asked[number].cancel()
+        await turns()
+    clock.advance(0 if started else 0.2)
+    await turns()
+    stay = [asked[number] for number in (0, 1) if number not in leaves]
+    assert len(cache._scope.batches) == len(stay)
+    assert source.asked == ([[1]] if started or stay else [])
+    source.go.set()
+    assert await asyncio.gather(*stay) == ["user 1"] * len(stay)
+    await turns()
+    assert (len(cache._scope.batches), len(cache._scope.flights)) == (0, 0)
+
+
+async def test_an_error_is_that_of_both_who_ask_for_an_item_in_one_window(
+    cache: Cache, source: Source, clock: FakeClock
+):
+    """As of all who wait for the call."""
+    get_users = users(cache, source, batch_window=0.2)
+    source.error = RuntimeError("down")
+    first = asyncio.create_task(get_users.one(1))
+    await turns()
+    await get_users.invalidate([1])
+    second = asyncio.create_task(get_users.one(1))
+    await turns()
+    clock.advance(0.2)
+    assert await asyncio.gather(first, second, return_exceptions=True) == [source.error] * 2
+
+
 async def test_ten_thousand_single_calls_are_one(cache: Cache, source: Source):
     """Each of a thousand items is asked for once."""
     get_users = users(cache, source)

@@ -50,7 +50,12 @@ class Batch(Generic[T]):
         self._tasks: Final = tasks
         """Where the running calls can be found by whoever has to wait for them."""
         self._undecided: Final = set(keys)
-        self._waiting: dict[str, asyncio.Future[T]] = {}
+        self._waiting: dict[asyncio.Future[T], str] = {}
+        """Who has asked for what.  Two may have asked for one key, which is loaded once.
+
+        One asks, the key is invalidated, so that nobody may join his flight any more, and another one asks: the call
+        begins after all of that, and is for both.
+        """
         self._loader: Final = loader
         self._name: Final = name
         self._node = _Call(name)
@@ -59,7 +64,7 @@ class Batch(Generic[T]):
     async def load(self, key: str) -> T:
         """Ask for a key, from inside its flight; `ABSENT` if the batch loader's result has no such key."""
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
+        self._waiting[future] = key
         flight, node = flying.get(), self._node
         if flight is not None:
             flight.waiting_on[future] = node
@@ -69,40 +74,40 @@ class Batch(Generic[T]):
         finally:
             if flight is not None:
                 del flight.waiting_on[future]
-            if self._waiting.get(key) is future:
-                del self._waiting[key]
+            self._waiting.pop(future, None)
 
     def decided(self, key: str) -> None:
         """Note that the flight of ``key`` has asked, or will not."""
         self._undecided.discard(key)
         if self._undecided or not self._waiting:
             return
-        futures, self._waiting = self._waiting, {}
+        waiting, self._waiting = self._waiting, {}
         node, self._node = self._node, _Call(self._name)
+        keys = list(dict.fromkeys(waiting.values()))
         task = asyncio.get_running_loop().create_task(
-            self._run(futures, node), name=f"acache batch load {short(list(futures))}"
+            self._run(keys, waiting, node), name=f"acache batch load {short(keys)}"
         )
 
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        waiting = len(futures)
+        count = len(waiting)
 
         def left(_: object) -> None:
-            nonlocal waiting
-            waiting -= 1  # not a look at all of them, which for each of ten thousand would be a hundred million
-            if not waiting and not task.cancelling():
+            nonlocal count
+            count -= 1  # not a look at all of them, which for each of ten thousand would be a hundred million
+            if not count and not task.cancelling():
                 task.cancel()  # nobody waits any more; harmless when it has ended
 
-        for future in futures.values():
+        for future in waiting:
             future.add_done_callback(left)
 
-    async def _run(self, futures: Mapping[str, asyncio.Future[T]], node: Node) -> None:
+    async def _run(self, keys: list[str], waiting: Mapping[asyncio.Future[T], str], node: Node) -> None:
         flying.set(node)  # its loader is part of every flight that waits for it
         running_load.set(None)  # and of no single one's
         try:
-            loaded = await self._call(list(futures))
+            loaded = await self._call(keys)
         except BaseException as error:
-            for future in futures.values():
+            for future in waiting:
                 if not future.done():
                     if isinstance(error, asyncio.CancelledError):
                         future.cancel()
@@ -113,7 +118,7 @@ class Batch(Generic[T]):
             return
         finally:
             node.returned = True
-        for key, future in futures.items():
+        for future, key in waiting.items():
             if not future.done():
                 future.set_result(loaded.get(key, ABSENT))
 

@@ -518,6 +518,100 @@ async def test_the_soft_timeout_counts_the_wait(far_topology: Topology):
     assert await first == "value"
 
 
+# ------------------------------------------------------------------------------------------------------ ahead of its end
+
+
+class Ticks:
+    """A loader that notes when it was asked, on the topology's clock; its first calls after the first one may fail."""
+
+    def __init__(self, topology: Topology, *, failures: int = 0, takes: float = 0) -> None:
+        self.at: list[float] = []
+        self._failures = failures
+        self._takes = takes
+        self._clock = topology.clock
+        self._began = topology.clock.monotonic()
+
+    async def __call__(self) -> int:
+        self.at.append(round(self._clock.monotonic() - self._began, 3))
+        self._clock.advance(self._takes)
+        if 2 <= len(self.at) < 2 + self._failures:
+            msg = "down"
+            raise RuntimeError(msg)
+        return len(self.at)
+
+
+async def landed(*caches: Cache) -> None:
+    """Wait until what they load behind their hits has come to its end."""
+    async with asyncio.timeout(60):
+        while any(len(cache._scope.flights) for cache in caches):
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"refresh_ahead": 0.8}, {"early_refresh": 1e9, "error_backoff": 0}],
+    ids=("refresh_ahead", "early_refresh"),
+)
+async def test_a_busy_key_is_refreshed_ahead_under_a_lease_as_without_one(
+    far_topology: Topology, rules: dict[str, Any]
+):
+    """A value that is fresh because nobody has loaded it yet is not taken for one that somebody just loaded."""
+    at = []
+    for lease in (False, True):
+        cache = far_topology.cache(
+            policy=Policy(ttl=10, lease=lease, backend_timeout=30, **rules), namespace=f"{lease}"
+        )
+        source = Ticks(far_topology, takes=0.1)
+        for _ in range(50):
+            await cache.get_or_load("k", source)
+            await landed(cache)
+            far_topology.clock.advance(0.5)
+        assert cache.stats().misses == 1
+        at.append(source.at)
+    assert len(at[0]) >= 3
+    assert at[1] == at[0]
+
+
+async def test_a_refresh_ahead_that_fails_under_a_lease_is_tried_again(far_topology: Topology):
+    """After ``error_backoff``, as without a lease: that it gave the lease back is no sign of a new value."""
+    policy = Policy(ttl=60, refresh_ahead=0.5, error_backoff=2, lease=True, backend_timeout=30)
+    cache, source = far_topology.cache(policy=policy), Ticks(far_topology, failures=2)
+    for _ in range(60):
+        await cache.get_or_load("k", source)
+        await landed(cache)
+        far_topology.clock.advance(1)
+    assert source.at == [0, 30, 32, 34]
+    assert cache.stats().misses == 1
+
+
+async def test_two_processes_refresh_ahead_once(far_topology: Topology, until: Until):
+    """Wherever the second one is when the first one stores: it gives up, or finds an entry newer than the one it saw."""
+    policy = Policy(ttl=100, refresh_ahead=0.5, lease=True, backend_timeout=30)
+    for call in range(8):
+        first, second = far_topology.cache(policy=policy), far_topology.cache(policy=policy)
+        source, tracer, key = Ticks(far_topology), far_topology.tracer, f"{call}"
+        assert await first.get_or_load(key, source) == await second.get_or_load(key, source) == 1
+        far_topology.clock.advance(60)
+        tracer.restart()
+        stop = tracer.stop(call, "before")
+        two = ask(second, source, key)
+        await until(
+            lambda stop=stop, two=two, second=second: (
+                stop.reached.is_set() or (two.done() and not len(second._scope.flights))
+            )
+        )  # type: ignore[misc]
+        one = ask(first, source, key)
+        await one
+        await landed(first)
+        stop.release()
+        await landed(second)
+        assert {await one, await two} <= {1, 2}
+        assert len(source.at) == 2, (call, tracer.calls)
+        assert await first.get_or_load(key, source) == await second.get_or_load(key, source) == 2
+        await landed(first, second)
+        assert len(source.at) == 2
+
+
 # ----------------------------------------------------------------------------------------------------- many, and in turn
 
 
