@@ -612,6 +612,37 @@ async def test_two_processes_refresh_ahead_once(far_topology: Topology, until: U
         assert len(source.at) == 2
 
 
+async def test_who_joins_a_refresh_ahead_waits_for_the_process_that_is_at_it(far_topology: Topology, until: Until):
+    """``refresh`` asks for a new value: the one that is fresh still is none, and nobody else calls the loader."""
+    policy = Policy(ttl=100, refresh_ahead=0.5, lease=True, backend_timeout=30)
+    first, second = far_topology.cache(policy=policy), far_topology.cache(policy=policy)
+    await first.set("k", "old")
+    far_topology.clock.advance(60)
+    source, none = Source("new"), Source()
+    assert await ask(first, source) == "old"
+    await source.began.wait()
+    tracer, at_the_lease, gate = far_topology.tracer, asyncio.Event(), asyncio.Event()
+
+    async def hold(name: str, when: str) -> None:
+        if (name, when, tracer.calls.count("get_versioned")) == ("get_versioned", "before", 2):
+            at_the_lease.set()
+            await gate.wait()
+
+    tracer.restart()
+    tracer.everywhere = hold
+    assert await ask(second, none) == "old"
+    await at_the_lease.wait()
+    refreshed = asyncio.create_task(second.refresh("k", none))
+    await until(lambda: any(flight.awaited for flight in second._scope.flights._all))
+    gate.set()
+    began = far_topology.clock.monotonic()
+    await pass_time(far_topology, lambda: far_topology.clock.monotonic() > began + 3 or refreshed.done())
+    assert not refreshed.done()
+    source.finish.set()
+    await pass_time(far_topology, refreshed.done)
+    assert (await refreshed, none.calls, source.calls) == ("new", 0, 1)
+
+
 # ----------------------------------------------------------------------------------------------------- many, and in turn
 
 
