@@ -277,7 +277,8 @@ class _Behind(Generic[K, V]):
         item: K = arguments[self._items]
         key = self._binder.key_of(arguments)
         call = partial(self._ask, arguments, key, item)
-        value: V = await self._hooks.resolve(self._load(arguments, {key: item}, key, call))
+        load = self._load(arguments, {key: item}, key, call)._replace(windowed=True)
+        value: V = await self._hooks.resolve(load)
         if value is ABSENT:
             msg = f"{self._binder.owner} returned nothing for {item!r}"
             raise KeyMissing(msg)

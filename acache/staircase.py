@@ -367,7 +367,7 @@ class Staircase:
         try:
             if attempt.remote is not None:
                 try:
-                    async with self._scope.turn(among_many=load.batched):
+                    async with self._scope.turn(among_many=load.batched and not load.windowed):
                         attempt.seen = seen = await attempt.remote.read(load.key, load.tags)
                     attempt.version, attempt.tokens = seen.version, seen.tokens
                 except BackendError as error:
@@ -408,7 +408,7 @@ class Staircase:
         """Read the far tier for a flight; the version stays unknown if that failed and the policy tolerates it."""
         load = attempt.load
         try:
-            async with self._scope.turn(among_many=load.batched):
+            async with self._scope.turn(among_many=load.batched and not load.windowed):
                 attempt.seen = seen = await remote.read(load.key, load.tags)
             attempt.version, attempt.tokens = seen.version, seen.tokens
             return await self._tiers.receive(load.key, seen, load.type)

@@ -33,3 +33,5 @@ class Load(NamedTuple):
     """Called when it turns out that another process is loading the value."""
     batched: bool = False
     """Whether it is one of a batch, which may find that there is no such value."""
+    windowed: bool = False
+    """Whether it meets the others of its batch in a window, which closes without those that come late."""

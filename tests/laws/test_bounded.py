@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -442,31 +443,34 @@ async def test_a_closed_cache_is_garbage(settle: Settle):
 
 
 class Crowded(MemoryBackend):
-    """Counts how many operations of entries are under way at a time."""
+    """Counts how many operations of each kind are under way at a time."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.now = self.most = 0
+        self.now, self.most = Counter[str](), Counter[str]()
 
-    async def _count(self, operation: Any) -> Any:
-        self.now += 1
-        self.most = max(self.most, self.now)
+    async def _count(self, name: str, operation: Any) -> Any:
+        self.now[name] += 1
+        self.most[name] = max(self.most[name], self.now[name])
         try:
             await asyncio.sleep(0)
             return await operation
         finally:
-            self.now -= 1
+            self.now[name] -= 1
 
     async def get_versioned(self, key: str, /) -> Any:
-        return await self._count(super().get_versioned(key))
+        return await self._count("look", super().get_versioned(key))
 
     async def set_if(self, key: str, data: bytes, version: Any, /, *, ttl: float | None) -> bool:
-        return bool(await self._count(super().set_if(key, data, version, ttl=ttl)))
+        return bool(await self._count("store", super().set_if(key, data, version, ttl=ttl)))
 
 
 @pytest.mark.parametrize("way", ["load_many", "cached_many", "one", "refresh"])
 async def test_a_large_batch_is_looked_up_and_stored_a_few_at_a_time(way: str):
-    """Each operation has its own deadline: begun all at once, most would miss it."""
+    """Each operation has its own deadline: begun all at once, most would miss it.
+
+    Single calls that meet in a window are looked up at once, or they would not meet.
+    """
     backend = Crowded()
     async with Cache(backend, namespace="n", memory=None) as cache:
 
@@ -484,5 +488,6 @@ async def test_a_large_batch_is_looked_up_and_stored_a_few_at_a_time(way: str):
             await asyncio.gather(*[load.one(number) for number in numbers])
         else:
             await (load if way == "cached_many" else load.refresh)(numbers)
-        assert backend.most <= 200
+        assert backend.most["store"] <= 200
+        assert backend.most["look"] <= 200 or way == "one"
         assert await cache.get_many([f"k{number}" for number in numbers]) == {f"k{n}": -n for n in numbers}
