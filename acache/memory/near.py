@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 from typing import Any, Final, Literal, TypeAlias
 
 from ..clock import Seconds, ttl_seconds
@@ -101,7 +100,7 @@ class Memory:
         self.sweeper: Sweeper | None = None
         self._sizeof: Final = (sizeof or approximate_size) if max_bytes is not None else None
         self._spaces: Final[dict[str, Space]] = {}
-        self._round: Iterator[tuple[Space, tuple[str, ...]]] = iter(())
+        self._round: Iterator[tuple[Space, Sequence[str]]] = iter(())
         self.until_sweep = 1
         """Inserts until the next look round; the first one sets the timer."""
 
@@ -186,23 +185,22 @@ class Memory:
         if self.sweeper is not None:
             self.sweeper.start()
 
-    def begin_round(self) -> None:
-        """See `Swept.begin_round`."""
-        self._round = self._rounds()
-
     def sweep(self, now: float) -> tuple[int, int]:
         """See `Swept.sweep`."""
         part = next(self._round, None)
         if part is None:
-            self.begin_round()
+            self._round = self._rounds()
             return 0, 0
         space, keys = part
         return len(keys), space.drop_expired(keys, now)
 
-    def _rounds(self) -> Iterator[tuple[Space, tuple[str, ...]]]:
+    def _rounds(self) -> Iterator[tuple[Space, Sequence[str]]]:
         for space in tuple(self._spaces.values()):
-            keys = iter(tuple(space.records))
-            while part := tuple(islice(keys, _SWEEP_EVERY)):
+            there = list(space.records)
+            there.reverse()
+            while there:
+                part = there[-_SWEEP_EVERY:]
+                del there[-_SWEEP_EVERY:]  # what has ended is freed with its part, not all keys of a round at once
                 yield space, part
 
 

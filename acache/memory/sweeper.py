@@ -24,10 +24,6 @@ class Swept(Protocol):
     until_sweep: int
     """Inserts until it starts the timer again, if it is not set."""
 
-    def begin_round(self) -> None:
-        """Have the next `sweep` begin with all that is there by then, however far others had come."""
-        ...
-
     def sweep(self, now: float) -> tuple[int, int]:
         """Look at some records, and drop those past their time.
 
@@ -43,13 +39,15 @@ class Sweeper:
     It keeps nothing alive: a cache that was dropped without being closed is not kept by its own timer.
     """
 
-    __slots__ = ("_handle", "_loop", "_now", "_swept")
+    __slots__ = ("_handle", "_loop", "_now", "_rounds", "_swept")
 
     def __init__(self, swept: Swept, now: Callable[[], float]) -> None:
         self._swept: Final = ref(swept)
         self._now: Final = now
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: asyncio.TimerHandle | None = None
+        self._rounds = 0
+        """Rounds to look at before the next pause: the rest of one that inserts have begun, and a whole one."""
 
     @property
     def waiting(self) -> bool:
@@ -78,10 +76,9 @@ class Sweeper:
         self._handle = self._loop.call_later(seconds, then)
 
     def _begin(self) -> None:
-        # 1: inserts begin a round. 2: more come, which that one will not look at. 3: nothing else comes, and this round
-        # would be what is left of that one.
-        if (swept := self._swept()) is not None:
-            swept.begin_round()
+        # 1: inserts begin a round. 2: more come, which that one will not look at. 3: nothing else comes, and the rest
+        # of that one is not all.
+        self._rounds = 2
         self.run()
 
     def run(self) -> None:
@@ -98,7 +95,8 @@ class Sweeper:
             seen, gone = swept.sweep(now)
             looked, dropped = looked + seen, dropped + gone
             if not seen:
-                self._wait(_ROUND, self._begin)
+                self._rounds -= 1
+                self._wait(*((_PAUSE, self.run) if self._rounds > 0 else (_ROUND, self._begin)))
                 return
         pause = _PAUSE if 4 * dropped >= looked else max(_PAUSE, _ROUND * _SLICE / max(1, swept.entries))
         self._wait(pause, self.run)
