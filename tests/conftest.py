@@ -6,7 +6,10 @@ Servers are shared by all tests: isolate by a key prefix, a database or a table 
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -16,12 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+from _pytest.unittest import TestCaseFunction
 from hypothesis import HealthCheck, settings
 
 from acache.testing import BackendConformance
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
+    from collections.abc import Awaitable, Callable, Generator, Iterator
     from types import ModuleType
 
     from tests.services import PrivateDynamoDB, PrivateMemcached, PrivateMongoDB, PrivateRedis, PrivateSentinel
@@ -37,6 +41,7 @@ for name in ("ci", "local"):  # the same examples in each run, or new ones
     )
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+SECONDS_TO_HANG = 120
 REQUIRED = os.environ.get("ACACHE_REQUIRE_SERVICES") == "1"
 MISSING = re.compile(r"([A-Z-]+) NOT AVAILABLE: (.*)", re.DOTALL)
 
@@ -218,14 +223,31 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let each test of a backend know its place in the table; it travels with the report, also between processes."""
+    """Make a test that waits for ever one that fails, and let each of a backend know its place in the table.
+
+    The failure tells where the test waited.  What cannot be cancelled, as a fixture, ends by the `timeout` of
+    pyproject.toml, which takes the process along.  The place travels with the report, also between processes.
+    """
     for item in items:
+        if isinstance(item, pytest.Function) and not isinstance(item, TestCaseFunction):
+            item.obj = in_time(item.obj) if inspect.iscoroutinefunction(item.obj) else item.obj
         if (place := place_of(item)) is not None:
             item.user_properties.append(("place", place))
             if config.option.collectonly:
                 declared = getattr(getattr(item, "cls", None), "capabilities", None) or ()
                 names = ", ".join(sorted(one.__name__ for one in declared))
                 OUTCOMES.append({**place, "outcome": "collected", "capabilities": names})
+
+
+def in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+    """Let an asynchronous test fail that takes longer than any should."""
+
+    @functools.wraps(test)
+    async def timed(*args: Any, **options: Any) -> None:
+        async with asyncio.timeout(SECONDS_TO_HANG):
+            await test(*args, **options)
+
+    return timed
 
 
 def place_of(item: pytest.Item) -> dict[str, str] | None:

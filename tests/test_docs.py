@@ -38,11 +38,11 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     script.write_text("\n\n".join(text for where, text in blocks("python") if where == page))
     run = [sys.executable, "-W", "error", "-m", "pytest", "-q", "-p", "no:asyncio", "-p", "no:cacheprovider"]
     plain = subprocess.run(
-        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, check=False
+        [sys.executable, "-W", "error", script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120
     )
     assert plain.returncode == 0, plain.stderr
     if "class Test" in script.read_text():
-        tested = subprocess.run([*run, script], cwd=tmp_path, capture_output=True, text=True, check=False)
+        tested = subprocess.run([*run, script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
         assert tested.returncode == 0, tested.stdout
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import logging
 import sys
@@ -24,7 +23,6 @@ When: TypeAlias = Literal["before", "after"]
 
 PATIENT: Final = Policy(backend_timeout=30)
 """A policy under which a far tier that a test holds up is not given up."""
-SECONDS_TO_HANG: Final = 120
 
 KINDS: Final = ("memory", "near+backend", "backend", "redis", "near+redis")
 FAR: Final = tuple(kind for kind in KINDS if kind != "memory")
@@ -313,22 +311,6 @@ async def redis_topology(
 
 
 # ----------------------------------------------------------------------------------------------------- for all laws
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Turn a test that waits for ever into one that fails."""
-    for item in items:
-        if isinstance(item, pytest.Function) and asyncio.iscoroutinefunction(item.obj):
-            item.obj = _in_time(item.obj)
-
-
-def _in_time(test: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
-    @functools.wraps(test)
-    async def timed(*args: Any, **options: Any) -> None:
-        async with asyncio.timeout(SECONDS_TO_HANG):
-            await test(*args, **options)
-
-    return timed
 
 
 @pytest.fixture(autouse=True)
