@@ -25,7 +25,7 @@ from .errors import BackendError, ConfigurationError, DecodeError, KeyMissing, s
 from .events import BackendFailed, BreakerChanged, ChannelChanged, Counters, Observer, Stats, ToldBy, emit, logger
 from .inputs import Coherence, check_coherence, check_delta, check_lease, check_loader, check_parts, several, tag_names
 from .keys import check_key, check_keys, check_namespace
-from .loading import ABSENT, Batch, Load, Mark, end_loads
+from .loading import ABSENT, Batch, Load, Mark, Part, end_loads
 from .memoize import Binder, CachedFunction, Hooks, Rules, build, check_function
 from .memoize_many import Decorate, DecorateBlocking, HooksMany, build_many
 from .memory import CONDITIONAL, TICK, Cause, Memory, Record, fresh_until_of, stored_at, terms_of
@@ -1005,22 +1005,21 @@ class Cache:
         for key, result in zip(missing, results, strict=True):
             if isinstance(result, BaseException):
                 raise result
-            if result is not ABSENT:
-                values[key] = result
+            (value,) = result
+            if value is not ABSENT:
+                values[key] = value
         return {key: values[key] for key in wanted if key in values}
 
-    async def _one_of(self, batch: Batch[Any], load: Load, answer: Callable[[Load], Awaitable[Any]]) -> Any:
+    async def _one_of(self, batch: Batch[Any], load: Load, answer: Callable[[Load], Awaitable[Any]]) -> tuple[Any]:
+        part = Part(batch, load.key)
         if self._scope.flights.current(load.key) is not None:
             # It will be loaded by others.  To wait for that before loading the rest could be a deadlock: two calls,
             # each with a key that the other one is about to load.
-            batch.decided(load.key)
-        if load.policy.lease:
-            # The same with other processes: each would hold the lease that the other one waits for.
-            load = load._replace(elsewhere=partial(batch.decided, load.key))
+            part.answered()
         try:
-            return await answer(load)
+            return (await answer(load._replace(part=part)),)
         finally:
-            batch.decided(load.key)
+            part.answered()
 
     def _plan(
         self, policy: Policy | None, ttl: TtlRule, swr: Seconds | Default, sie: Seconds | Default

@@ -6,9 +6,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import Context
 from typing import Any, Final
 
 __all__ = ["Deadlines", "Operation"]
+
+_TURNS: Final = 3
+"""Turns of the loop between a deadline and its consequences: where the loop was late, the answer may be there."""
 
 
 class Operation:
@@ -53,7 +57,7 @@ class Deadlines:
     def __init__(self, seconds: float | None) -> None:
         self._seconds: Final = seconds
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._running: dict[Operation, None] = {}
         """In the order of their ends, which is that of their beginnings."""
 
@@ -68,16 +72,20 @@ class Deadlines:
         operation = Operation(task, loop.time() + self._seconds)
         self._running[operation] = None
         if self._timer is None:
-            self._timer = loop.call_at(operation.due_at, self._expire)
+            # The timer outlives the operation: it must not keep the context of whoever began it.
+            self._timer = loop.call_at(operation.due_at, self._expire, context=Context())
         return operation
 
     def end(self, operation: Operation) -> None:
         """Note that it has ended."""
         self._running.pop(operation, None)
 
-    def _expire(self) -> None:
-        self._timer = None
+    def _expire(self, turns: int = _TURNS) -> None:
         assert self._loop is not None  # noqa: S101 - its timer
+        if turns:
+            self._timer = self._loop.call_soon(self._expire, turns - 1)
+            return
+        self._timer = None
         now = self._loop.time()
         for operation in list(self._running):
             if operation.due_at > now:

@@ -240,7 +240,7 @@ def argument_text(value: Any) -> str:
     if (path := getattr(value, "__fspath__", None)) is not None:
         return f"path<{json.dumps(path())}>"
     names = _field_names(cls)
-    fields = None if names is None else _fields(cls, {name: getattr(value, name) for name in names} | _beyond(value))
+    fields = None if names is None else _fields(value, names)
     for base, write in _PLAIN.items():
         if base is not type(None) and isinstance(value, base):
             return f"{fields or _name(cls) + _attributes(value)}<{write(value)}>"
@@ -266,22 +266,32 @@ def _field_names(cls: Any) -> Collection[str] | None:
     return None
 
 
-def _beyond(value: Any) -> dict[str, Any]:
-    """Return what a value with fields holds besides them: the extra and private attributes of a pydantic model.
+def _fields(value: Any, names: Iterable[str]) -> str:
+    held = [f"{name}={argument_text(getattr(value, name))}" for name in names]
+    return f"{_name(type(value))}({','.join(held)}){_beyond(value)}"
+
+
+def _beyond(value: Any) -> str:
+    """Return the text of what a value with fields holds besides them.
+
+    Of a pydantic model, that is its extra and private attributes, and which fields nobody has set: ``exclude_unset``
+    tells apart what is equal.
 
     Raises:
         TypeError: a subclass that does not declare its attributes, so that two different values would look the same.
     """
     cls = type(value)
     if hasattr(cls, "__pydantic_fields_set__"):
-        more = (value.__pydantic_extra__, value.__pydantic_private__)
-        return {name: held[name] for held in more if held for name in sorted(held)}
+        extra, private = value.__pydantic_extra__, value.__pydantic_private__
+        more = f"{_mapping(extra or {})}{_mapping(private or {})}" if extra or private else ""
+        unset = sorted(set(cls.model_fields) - value.__pydantic_fields_set__)
+        return f"{more}-{_sequence(unset, '[]')}" if unset else more
     if dataclasses.is_dataclass(cls) and "__dataclass_fields__" not in vars(cls):
         fields = {field.name for field in dataclasses.fields(cls)}
         if undeclared := sorted(set(getattr(value, "__dict__", ())) - fields):
             msg = f"a {_name(cls)} holds more than its fields: {', '.join(undeclared)}; make it a dataclass too"
             raise TypeError(msg)
-    return {}
+    return ""
 
 
 def _attributes(value: Any) -> str:
@@ -322,10 +332,6 @@ def module_name(module: str) -> str:
 
     path = Path(file)
     return f"{path.resolve().parent.name}.__main__" if path.stem == "__main__" else path.stem
-
-
-def _fields(cls: type, fields: Mapping[str, Any]) -> str:
-    return f"{_name(cls)}({','.join(f'{name}={argument_text(item)}' for name, item in fields.items())})"
 
 
 def _sequence(value: Any, brackets: str) -> str:

@@ -18,7 +18,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from contextlib import suppress
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, suppress
 from typing import Final, Literal, TypeAlias
 
 from .clock import Clock, Timer
@@ -49,6 +50,7 @@ class Lease:
     Args:
         remote: where the lease is.
         key: the user's.
+        turn: returns what to enter for what it does at the far tier, but for `claim`, whose caller has that.
         house: what the flights of one process and namespace have in common.
         ttl: seconds for which others believe in a holder of whom they hear nothing.
         clock: for the renewals and pauses.
@@ -57,10 +59,20 @@ class Lease:
     """
 
     def __init__(
-        self, remote: Remote, key: str, *, house: bytes, ttl: float, clock: Clock, notes: Notes, flight: Flight
+        self,
+        remote: Remote,
+        key: str,
+        turn: Callable[[], AbstractAsyncContextManager[object]],
+        *,
+        house: bytes,
+        ttl: float,
+        clock: Clock,
+        notes: Notes,
+        flight: Flight,
     ) -> None:
         self._remote: Final = remote
         self._key: Final = key
+        self._turn: Final = turn
         self._ttl: Final = ttl
         self._clock: Final = clock
         self._notes: Final = notes
@@ -125,10 +137,11 @@ class Lease:
         if self._flight.abandoned:
             return
         try:
-            record, version = await self._remote.read_lease(self._key)
-            if record is not None and not record.startswith(self._me):
-                return  # we were away for too long, and somebody else loads
-            await self._remote.write_lease(self._key, self._record(), version, ttl=self._ttl)
+            async with self._turn():
+                record, version = await self._remote.read_lease(self._key)
+                if record is not None and not record.startswith(self._me):
+                    return  # we were away for too long, and somebody else loads
+                await self._remote.write_lease(self._key, self._record(), version, ttl=self._ttl)
         except BackendError as error:
             self._notes.failure("lease", self._key, error, raised=False)
         except CacheClosed:
@@ -138,7 +151,8 @@ class Lease:
     async def hand_over(self, entry: bytes) -> None:
         """Send what was stored to those who wait for it."""
         try:
-            await self._remote.publish(self._key, entry if len(entry) <= _LARGEST_MESSAGE else b"")
+            async with self._turn():
+                await self._remote.publish(self._key, entry if len(entry) <= _LARGEST_MESSAGE else b"")
         except BackendError as error:
             self._notes.failure("lease", self._key, error, raised=False)
         self._told = True
@@ -164,14 +178,15 @@ class Lease:
         if not self._claimed:
             return
         try:
-            for _ in range(2):  # a renewal that was cancelled just now may have come between
-                record, version = await self._remote.read_lease(self._key)
-                if record is None or not record.startswith(self._me):
-                    return
-                if await self._remote.write_lease(self._key, _GIVEN_BACK, version, ttl=self._ttl):
-                    break
-            if not self._told:
-                await self._remote.publish(self._key, b"")
+            async with self._turn():
+                for _ in range(2):  # a renewal that was cancelled just now may have come between
+                    record, version = await self._remote.read_lease(self._key)
+                    if record is None or not record.startswith(self._me):
+                        return
+                    if await self._remote.write_lease(self._key, _GIVEN_BACK, version, ttl=self._ttl):
+                        break
+                if not self._told:
+                    await self._remote.publish(self._key, b"")
         except BackendError as error:
             self._notes.failure("lease", self._key, error, raised=False)
         except CacheClosed:
@@ -194,7 +209,7 @@ class Lease:
                 self._pauses += 1
             pause = min(pause, self._ttl / 2) * random.uniform(0.75, 1.25)  # noqa: S311 - jitter
             self._waiter = asyncio.get_running_loop().create_future()
-            timer = self._clock.call_later(min(pause, longest), self._wake)
+            timer = self._clock.call_later(min(pause, longest), self.wake)
             try:
                 await self._waiter
             finally:
@@ -202,7 +217,8 @@ class Lease:
         entry, self._entry, self._news = self._entry, None, False
         return entry
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End the wait, if there is one."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
@@ -221,4 +237,4 @@ class Lease:
 
     def _hear(self, message: bytes) -> None:
         self._news, self._entry = True, message or None
-        self._wake()
+        self.wake()

@@ -38,6 +38,7 @@ class Notes:
     """Takes note for one facade: counts always, builds an event only if somebody observes."""
 
     __slots__ = (
+        "_late_at",
         "_log_at",
         "_namespace",
         "_now",
@@ -64,7 +65,7 @@ class Notes:
         self._observers: Final = observers
         self._touch: Final = touch
         self._now: Final = now
-        self._log_at = self._refusal_at = self._unsized_at = -FOREVER
+        self._late_at = self._log_at = self._refusal_at = self._unsized_at = -FOREVER
         self._unlogged = 0
         self.counters: Final = counters
 
@@ -144,6 +145,13 @@ class Notes:
             message = "%r in namespace %r is not kept near, and has to be fetched each time: sizeof said no size of it"
             logger.warning(message, key, namespace, exc_info=error)
             self._unsized_at = now + _LOG_EVERY
+
+    def too_late(self, key: str, seconds: float, most: float) -> None:
+        """A value was loaded so long after the look at the far tier that it may not be stored."""
+        if (now := self._now()) >= self._late_at:
+            message = "%r is not stored: its load took %.0f s with what came before and after it, of %.0f s at most"
+            logger.warning(message, key, seconds, most)
+            self._late_at = now + _LOG_EVERY
 
     def garbage(self, key: str, error: DecodeError) -> None:
         """What was found could not be read, and counts as nothing."""

@@ -14,6 +14,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from contextvars import Context
 from typing import Final, Literal, TypeAlias
 
 from .clock import Clock, Timer
@@ -215,7 +216,7 @@ class Replay:
     def _start(self) -> None:
         self._disarm()
         if self and not self._closing:
-            self._task = asyncio.get_running_loop().create_task(self._drain(), name="acache-replay")
+            self._task = asyncio.get_running_loop().create_task(self._drain(), name="acache-replay", context=Context())
 
     def _disarm(self) -> None:
         if self._timer is not None:

@@ -7,7 +7,7 @@ tier, lease, loader, guarded fill, waiters.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import isawaitable
@@ -20,7 +20,7 @@ from .codecs.base import encode_under
 from .coherence import EPOCH, Heard, TagCell
 from .entry import Entry, pack
 from .errors import BackendError, ConfigurationError, LoadTimeout, short
-from .events import Tier, logger
+from .events import Tier
 from .inputs import tag_names
 from .lease import Lease, Verdict
 from .loading import ABSENT, UNSERVED, Flight, Load, LoadContext, Mark, running_load
@@ -104,13 +104,12 @@ class Staircase:
                 self._notes.hit(key, "near", counters=load.counters)
                 if self._due(record, policy, now) and not self._backing_off(key, now) and flights.current(key) is None:
                     ahead = self._fly_again if self._tiers.remote is None else self._fly_ahead
-                    flights.start(key, partial(ahead, load, record), tags=load.tags, background=True)
+                    self._start(load, partial(ahead, load, record), background=True)
                 return self._tiers.value_of(record, load.type)
             flight = flights.current(key)
             started = flight is None
             if flight is None:
-                behind = policy.finish_abandoned
-                flight = flights.start(key, partial(self._fly, load), tags=load.tags, background=behind)
+                flight = self._start(load, partial(self._fly, load), background=policy.finish_abandoned)
                 if record is not None and self._tiers.remote is None:
                     self._serve_stale(load, flight, self._stale(record, now, load.type))
             early = flight.early(_patience(policy), now)
@@ -190,9 +189,7 @@ class Staircase:
         self._tiers.check_open()
         flight = self._scope.flights.current(load.key)
         if flight is None:
-            fly = partial(self._fly_again, load, None)
-            behind = load.policy.finish_abandoned
-            flight = self._scope.flights.start(load.key, fly, tags=load.tags, background=behind)
+            flight = self._start(load, partial(self._fly_again, load, None), background=load.policy.finish_abandoned)
         else:
             self._notes.coalesced(load.key, load.counters)
         arrived = flight.heard.count if flight.heard is not None else 0
@@ -211,6 +208,10 @@ class Staircase:
         if result.error is None:
             return await self.reload(load)
         raise result.error.with_traceback(result.trace)
+
+    def _start(self, load: Load, fly: Callable[[Flight], Coroutine[Any, Any, Any]], *, background: bool) -> Flight:
+        flights = self._scope.flights
+        return flights.start(load.key, fly, tags=load.tags, background=background, passenger=load.part)
 
     async def _begin(self, load: Load) -> _Attempt:
         if self._tiers.trust.until <= self._now():
@@ -260,7 +261,8 @@ class Staircase:
         """Step 7: load if no other process does; else take what that one stored, or its place when it is gone."""
         load, policy, clock = attempt.load, attempt.load.policy, self._tiers.shared.clock
         house, ttl = self._scope.house, policy.lease_ttl
-        lease = Lease(remote, load.key, house=house, ttl=ttl, clock=clock, notes=self._notes, flight=flight)
+        turn = partial(self._scope.turn, among_many=load.batched)
+        lease = Lease(remote, load.key, turn, house=house, ttl=ttl, clock=clock, notes=self._notes, flight=flight)
         began = self._now()
         try:
             while (verdict := await self._claim(lease, load)) != "load":
@@ -268,8 +270,8 @@ class Staircase:
                 if verdict == "wait":
                     if attempt.served and not flight.awaited:
                         return self._given_up(attempt)  # only a refresh behind, and another process is at it
-                    if load.elsewhere is not None:
-                        load.elsewhere()
+                    if load.part is not None:
+                        load.part.waits(lease.wake)
                     entry = await lease.wait(_left(policy, attempt.waited))
                     attempt.waited = self._now() - began
                 received = await self._look_again(attempt, remote, entry)
@@ -295,7 +297,8 @@ class Staircase:
 
     async def _claim(self, lease: Lease, load: Load) -> Verdict:
         try:
-            return await lease.claim()
+            async with self._scope.turn(among_many=load.batched and not load.windowed):
+                return await lease.claim()
         except BackendError as error:
             # Nobody can tell who loads: one load for each process.
             self._notes.tolerate("lease", load.key, error, load.policy)
@@ -533,8 +536,8 @@ class Staircase:
             envelope = self._tiers.envelope(payload, lifetime, attempt.tokens, took, load.policy)
             filled = False
             async with self._scope.turn(among_many=load.batched):
-                if self._now() - attempt.looked_at > FILL_WITHIN:
-                    logger.warning("%r took %.0f s to load and is not stored: over %.0f s", load.key, took, FILL_WITHIN)
+                if (passed := self._now() - attempt.looked_at) > FILL_WITHIN:
+                    self._notes.too_late(load.key, passed, FILL_WITHIN)
                 else:
                     attempt.mark.loading = False
                     try:

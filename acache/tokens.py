@@ -337,7 +337,9 @@ class Tokens:
 
     async def renew_counted_epoch(self) -> None:
         """Give the namespace another epoch, whatever there is, and leave it noted that there may be counters."""
-        await self._calls.change(self._calls.backend.set, self._keys.tag(EPOCH), new_token() + _COUNTED, ttl=None)
+        record, taking = new_token() + _COUNTED, _Taking(self, self.seal)
+        await self._calls.change(self._calls.backend.set, self._keys.tag(EPOCH), record, ttl=None)
+        taking.end({EPOCH: record})  # nobody tells this process of what it writes itself
 
     async def _replace_epoch(self, version: object, *, counted: bool, token: bytes | None = None) -> bool:
         assert self._cas is not None  # noqa: S101 - what sealed says

@@ -359,6 +359,11 @@ def opened(**fields: Any) -> Open:
     return Open.model_validate(fields)
 
 
+class Patch(pydantic.BaseModel):
+    name: str | None = None
+    age: int | None = None
+
+
 class Settings(pydantic.BaseModel):
     inner: Open
     names: set[str] = set()
@@ -705,3 +710,19 @@ def test_a_value_without_a_stable_text_is_an_invalid_key():
 def test_templates_know_their_fields():
     """For the check against ``ignore``."""
     assert Template("{a.x}:{b[0]}:{c!r}:{d:>5}", dict.fromkeys("abcd", Any), "f()").names == {"a", "b", "c", "d"}
+
+
+def test_a_patch_that_sets_nothing_and_one_that_sets_none_have_two_keys():
+    """They are equal, and ``exclude_unset`` makes two things of them."""
+    values = [Patch(), Patch(name=None), Patch(age=None), Patch(name=None, age=None)]
+    assert len({argument_text(value) for value in values}) == 4
+    assert argument_text(Patch(age=1, name="x")) == argument_text(Patch(name="x", age=1))
+
+
+def test_names_of_extra_attributes_cannot_pretend_to_be_more():
+    """Whoever sends JSON chooses them."""
+    values = [
+        opened(**{"b=1,c": 2}), opened(b=1, c=2), opened(**{'b":1,"c': 2}), opened(**{"a=1){b": 2}), opened(**{"": 1}),
+        opened(_secret=1),
+    ]  # fmt: skip
+    assert len({argument_text(value) for value in values}) == len(values)

@@ -786,7 +786,96 @@ async def test_a_stale_value_answers_while_a_batch_loads_behind(build: Build, so
         source.go.set()
         for _ in range(30):
             await asyncio.sleep(0)
-        assert sorted(item for ids in source.asked for item in ids) == [1, 1, 2, 2]
+        assert source.asked == [[1, 2], [1, 2]]
+
+
+@pytest.mark.parametrize("others", [[], [21, 22]], ids=["stale ones alone", "beside missing ones"])
+@pytest.mark.parametrize("lease", [False, True])
+async def test_stale_values_are_loaded_behind_by_one_call(
+    build: Build, source: Source, clock: FakeClock, others: list[int], *, lease: bool
+):
+    """As missing ones are, and together with them."""
+    async with build(ttl=10, stale_while_revalidate=10) as first:
+        far = first._shared.backend is not None
+    async with build(ttl=10, stale_while_revalidate=10, lease=lease and far) as cache:
+        get_users, stale = users(cache, source), [*range(1, 10), 11, 12]
+        await get_users(stale)
+        clock.advance(11)
+        assert await get_users([*stale, *others]) == {item: f"user {item}" for item in [*stale, *others]}
+        for _ in range(60):
+            await asyncio.sleep(0)
+        assert source.asked == [stale, [*stale, *others]]
+        assert await get_users(stale) == {item: f"user {item}" for item in stale}
+        assert len(source.asked) == 2
+
+
+async def test_load_many_loads_stale_values_behind_by_one_call(build: Build, clock: FakeClock):
+    """The same for keys of one's own."""
+    asked: list[Sequence[str]] = []
+
+    async def loader(keys: Sequence[str]) -> dict[str, str]:
+        asked.append(keys)
+        return {key: f"value of {key}" for key in keys}
+
+    async with build(ttl=10, stale_while_revalidate=10) as cache:
+        keys = [f"k{number}" for number in range(50)]
+        await cache.load_many(keys, loader)
+        clock.advance(11)
+        await cache.load_many(keys, loader)
+        for _ in range(60):
+            await asyncio.sleep(0)
+        assert asked == [keys, keys]
+
+
+class Gone(Exception):
+    """What a loader says of one item."""
+
+
+@pytest.mark.parametrize("way", ["many", "one", "load_many"])
+async def test_an_exception_in_the_place_of_a_value_is_raised_each_time_and_never_stored(build: Build, way: str):
+    """As those who come from a DataLoader write it: an error of one item, the others are stored."""
+    asked: list[list[Any]] = []
+
+    async with build() as cache:
+
+        @cache.cached_many(key="{ids}")
+        async def values(ids: list[str]) -> dict[str, Any]:
+            asked.append(list(ids))
+            return {item: Gone(item) if item == "b" else item for item in ids}
+
+        async def ask(*ids: str) -> Any:
+            if way == "load_many":
+                return await cache.load_many(ids, values.__wrapped__)
+            if way == "many":
+                return await values(ids)
+            results = await asyncio.gather(*[values.one(item) for item in ids], return_exceptions=True)
+            if errors := [result for result in results if isinstance(result, Exception)]:
+                raise errors[0]
+            return dict(zip(ids, results, strict=True))
+
+        for _ in range(2):
+            with pytest.raises(Gone, match="b"):
+                await ask("a", "b", "c")
+        assert await ask("a", "c") == {"a": "a", "c": "c"}
+        assert asked == [["a", "b", "c"], ["b"]]
+        assert cache.stats().load_failures == 2
+        assert await cache.get("b", "nothing") == "nothing"
+
+
+async def test_an_error_of_one_item_is_answered_with_its_stale_value(build: Build, clock: FakeClock):
+    """``stale_if_error`` holds for it."""
+    failing = False
+
+    async with build(ttl=10, stale_if_error=60) as cache:
+
+        @cache.cached_many()
+        async def values(ids: list[int]) -> dict[int, Any]:
+            return {item: StopIteration(item) if failing and item == 1 else f"{item} {failing}" for item in ids}
+
+        assert await values([1, 2]) == {1: "1 False", 2: "2 False"}
+        failing = True
+        clock.advance(11)
+        assert await values([1, 2]) == {1: "1 False", 2: "2 True"}
 
 
 async def test_a_single_item_is_refreshed_ahead_and_many_are_not(build: Build, source: Source, clock: FakeClock):

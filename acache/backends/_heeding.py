@@ -1,14 +1,19 @@
-"""`heeding`: cancellations that a client library would lose."""
+"""`heeding` and `unharmed`: cancellations that a client library would lose, or come to harm by."""
 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable
-from typing import TypeVar
+from inspect import iscoroutine
+from typing import Final, TypeVar
 
-__all__ = ["heeding"]
+__all__ = ["heeding", "unharmed"]
 
 T = TypeVar("T")
+
+_LEFT_FOR: Final = 30.0
+"""Seconds for which an operation that nobody waits for is left to end by itself."""
 
 
 async def heeding(operation: Awaitable[T]) -> T:
@@ -30,3 +35,31 @@ async def heeding(operation: Awaitable[T]) -> T:
     if task.cancelling() > before:
         raise asyncio.CancelledError
     return result
+
+
+async def unharmed(operation: Awaitable[T]) -> T:
+    """Do as `heeding`, but leave the operation to end by itself when its caller is cancelled.
+
+    Until Python 3.12 ``asyncio.wait_for`` has what it waits for in a task of its own, and PyMongo waits by it for
+    conditions, whose lock it holds before and after::
+
+        caller: its time is over, so it cancels W ... is cancelled, and releases the lock that is nobody's
+        W:      waits for the lock ................................................................ takes it, for ever
+
+    From then on each operation of that client waits for the lock, and its ``close`` does.
+    """
+    if sys.version_info >= (3, 12) or not iscoroutine(operation):
+        return await heeding(operation)
+    loop = asyncio.get_running_loop()
+    task: asyncio.Task[T] = loop.create_task(operation)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        timer = loop.call_later(_LEFT_FOR, task.cancel)
+
+        def ended(_: object) -> None:
+            timer.cancel()
+            _ = task.cancelled() or task.exception()  # nobody else asks for it now
+
+        task.add_done_callback(ended)
+        raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Collection
+from contextvars import Context
 from math import inf
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -292,7 +293,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._due = instant
-        self._timer = self._loop.call_at(instant, self._look)
+        self._timer = self._loop.call_at(instant, self._look, context=Context())
 
     def _look(self) -> None:
         """Fail the callers that are late; see whether the server says anything at all."""

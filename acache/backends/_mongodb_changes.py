@@ -20,6 +20,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 from weakref import ReferenceType, ref
 
@@ -197,7 +198,7 @@ class _Stream:
         self._open = False
         self._failure: BackendError = BackendUnavailable("the change stream was closed")
         self._news = asyncio.Event()
-        self.task: Final = self.loop.create_task(self._run(), name="acache change stream")
+        self.task: Final = self.loop.create_task(self._run(), name="acache change stream", context=Context())
 
     async def passed(self, place: Place) -> None:
         """Wait until it is open, and everything up to ``place`` has been told.

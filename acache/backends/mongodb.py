@@ -28,7 +28,17 @@ import copy
 import math
 import re
 import warnings
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from collections.abc import Set as AbstractSet
 from contextlib import asynccontextmanager, suppress
 from inspect import isawaitable
@@ -47,8 +57,9 @@ from ..errors import (
     KeyMissing,
     ValueTooLarge,
 )
+from ..events import logger
 from ._gather import Gatherer
-from ._heeding import heeding
+from ._heeding import unharmed
 from ._mongodb import CHUNK_BYTES, Chunks, finished, pieces
 from ._mongodb_changes import AWAITED, Changes, Newest, Place, stages
 from .base import KeyLimits, Listener, Version, batch_error, check_key, check_value
@@ -70,6 +81,8 @@ Json = dict[str, Any]
 _LARGEST: Final = 16 * 1024 * 1024 - 16 * 1024
 _LONGEST_MS: Final = 10**14
 """Three thousand years: a date that every tool can still show."""
+_GOODBYE: Final = 10.0
+"""Seconds that a client has for closing."""
 _CHUNK: Final = 1000
 _REFUSED: Final = frozenset((13, 18, 8000, 10107, 14031))
 """Unauthorized, AuthenticationFailed, Atlas's word for both, NotWritablePrimary, OutOfDiskSpace."""
@@ -247,10 +260,20 @@ class MongoDBBackend:
                 if self._loop is asyncio.get_running_loop():
                     closing = client.close()
                     if closing is not None:  # motor's is done at once
-                        await closing
+                        await self._close(closing)
         finally:
             if self._tracked is not None:
                 await self._tracked[0].aclose()
+
+    async def _close(self, closing: Coroutine[Any, Any, None]) -> None:
+        """Let the client say goodbye, but not for ever: it may wait for a lock, and it has no deadline for that."""
+        task = asyncio.ensure_future(closing)
+        await asyncio.wait([task], timeout=_GOODBYE)
+        if task.done():
+            task.result()
+        else:
+            task.cancel()
+            logger.warning("%r could not close its client within %g s, and leaves it to itself", self, _GOODBYE)
 
     # Batch ----------------------------------------------------------------------------------------------------------
 
@@ -771,7 +794,7 @@ async def _run(entries: Any, command: Json, session: Any = None) -> Json:
 
 async def _translated(operation: Awaitable[T]) -> T:
     try:
-        return await heeding(operation)
+        return await unharmed(operation)
     except (errors.PyMongoError, BSONError, OSError, RuntimeError) as error:
         raise _translate(error) from error
 

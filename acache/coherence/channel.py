@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from typing import Final, Literal, Protocol, TypeAlias
 from weakref import ref
 
@@ -217,7 +218,7 @@ class Channel:
             self._timer.cancel()
             self._timer = None
         assert self._loop is not None  # noqa: S101 - opened
-        self._checking = self._loop.create_task(self._check(), name="acache heartbeat")
+        self._checking = self._loop.create_task(self._check(), name="acache heartbeat", context=Context())
 
     def _check_later(self, delay: float) -> None:
         me = ref(self)  # a cache that nobody holds any more must not live as long as its heartbeat

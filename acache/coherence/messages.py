@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextvars import Context
 from functools import cache
 from typing import Final, Literal, Protocol, TypeAlias
 from weakref import ref
@@ -148,7 +149,7 @@ class Ear:
         # The loop knows the task, and the task must not know the ear: a cache that nobody holds any more would live as
         # long as its subscription.
         listening = _listen(ref(self), self._notify, topic_of_changes(self._prefix), write(self._sender, ()))
-        self.task = asyncio.get_running_loop().create_task(listening, name="acache messages")
+        self.task = asyncio.get_running_loop().create_task(listening, name="acache messages", context=Context())
 
     def ask_again(self) -> None:
         """Open it again if it was refused."""

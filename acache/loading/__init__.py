@@ -1,6 +1,6 @@
 """One load per missing value: flights, the marks that guard their fills, and batches."""
 
-from .batch import ABSENT, Batch, Window, close_batches
+from .batch import ABSENT, Batch, Part, Window, close_batches
 from .context import LoadContext, current_load, running_load
 from .flight import UNSERVED, Flight, Flights, end_loads
 from .load import Load
@@ -15,6 +15,7 @@ __all__ = [
     "Load",
     "LoadContext",
     "Mark",
+    "Part",
     "Watch",
     "Window",
     "close_batches",

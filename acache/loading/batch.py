@@ -11,7 +11,7 @@ from ..errors import short
 from .context import running_load
 from .flight import Node, flying
 
-__all__ = ["ABSENT", "Batch", "Window", "close_batches"]
+__all__ = ["ABSENT", "Batch", "Part", "Window", "close_batches"]
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -32,12 +32,45 @@ class _Call(Node):
         return f"the batch loader {self.key}"
 
 
+class Part:
+    """One key of a batch: what the batch hears of the flight that may ask for it."""
+
+    __slots__ = ("_batch", "_flying", "_key")
+
+    def __init__(self, batch: Batch[Any], key: str) -> None:
+        self._batch: Final = batch
+        self._key: Final = key
+        self._flying = False
+
+    def begun(self) -> None:
+        """Its flight begins."""
+        self._flying = True
+
+    def waits(self, look: Callable[[], object]) -> None:
+        """Its flight waits for another process's load, and ``look`` has it look now whether that came to an end."""
+        self._batch.waits(self._key, look)
+
+    def landed(self) -> None:
+        """Its flight has ended, which may be after its caller was answered: with a stale value, say."""
+        self._flying = False
+        self._batch.decided(self._key)
+
+    def answered(self) -> None:
+        """Its caller has his answer, or left."""
+        if not self._flying:
+            self._batch.decided(self._key)
+
+
 class Batch(Generic[T]):
     """Collects the keys whose flights find that they must load, then loads them all at once.
 
-    The call is made when every flight has either asked for its key or come to its end without asking (it found the
-    value in a tier, or was cancelled).  A flight that asks after that - its first caller left, another one stayed -
-    gets a call of its own.
+    The call is made when every flight has either asked for its key, or come to its end without asking (it found the
+    value in a tier, or was cancelled), or waits for another process that loads its key: to wait for that before loading
+    the rest could be a deadlock, as the two processes may each have a part of what the other one wants.
+
+    What another process was to load may come to nothing: it left it out, it failed, it died.  The first flight that
+    finds so asks for its key after the call; then all that wait look, as the other process had a batch, too, and the
+    next call is made when each of them has asked, or waits again, or has its value.
     """
 
     def __init__(
@@ -50,6 +83,8 @@ class Batch(Generic[T]):
         self._tasks: Final = tasks
         """Where the running calls can be found by whoever has to wait for them."""
         self._undecided: Final = set(keys)
+        self._elsewhere: Final[dict[str, Callable[[], object]]] = {}
+        """Keys that other processes load, with what has their flights look."""
         self._waiting: dict[asyncio.Future[T], str] = {}
         """Who has asked for what.  Two may have asked for one key, which is loaded once.
 
@@ -68,7 +103,11 @@ class Batch(Generic[T]):
         flight, node = flying.get(), self._node
         if flight is not None:
             flight.waiting_on[future] = node
-        self.decided(key)
+        if self._elsewhere.pop(key, None) is not None and len(self._waiting) == 1:
+            self._undecided.update(self._elsewhere)
+            for look in self._elsewhere.values():
+                look()
+        self._decide(key)
         try:
             return await future
         finally:
@@ -76,8 +115,17 @@ class Batch(Generic[T]):
                 del flight.waiting_on[future]
             self._waiting.pop(future, None)
 
+    def waits(self, key: str, look: Callable[[], object]) -> None:
+        """Note that another process loads ``key``; the flight goes on when it has ended, or ``look`` is called."""
+        self._elsewhere[key] = look
+        self._decide(key)
+
     def decided(self, key: str) -> None:
-        """Note that the flight of ``key`` has asked, or will not."""
+        """Note that the flight of ``key`` will not ask."""
+        self._elsewhere.pop(key, None)
+        self._decide(key)
+
+    def _decide(self, key: str) -> None:
         self._undecided.discard(key)
         if self._undecided or not self._waiting:
             return
@@ -119,8 +167,13 @@ class Batch(Generic[T]):
         finally:
             node.returned = True
         for future, key in waiting.items():
-            if not future.done():
-                future.set_result(loaded.get(key, ABSENT))
+            if future.done():
+                continue
+            value = loaded.get(key, ABSENT)
+            if isinstance(value, Exception):
+                future.set_exception(_storable(value))
+            else:
+                future.set_result(value)
 
     async def _call(self, keys: list[str]) -> Mapping[str, T]:
         # A frame of its own, so that a StopIteration becomes a RuntimeError: a future cannot hold one.
@@ -130,6 +183,11 @@ class Batch(Generic[T]):
             msg = f"the batch loader {self._name} returned a {kind}: return a dict of values by key"
             raise TypeError(msg)
         return loaded
+
+
+def _storable(error: Exception) -> Exception:
+    """Return an error that a future can hold."""
+    return RuntimeError(f"a batch loader returned {error!r}") if isinstance(error, StopIteration) else error
 
 
 def close_batches(tasks: set[asyncio.Task[None]]) -> list[asyncio.Task[None]]:

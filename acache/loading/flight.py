@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Coroutine
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Final, Protocol
 
 from ..clock import Clock
@@ -32,6 +33,18 @@ class Hearing(Protocol):
 
     count: int
     """How many there were."""
+
+
+class Passenger(Protocol):
+    """What is told of a flight that is started for it."""
+
+    def begun(self) -> None:
+        """It begins."""
+        ...
+
+    def landed(self) -> None:
+        """It has ended."""
+        ...
 
 
 class Node:
@@ -137,6 +150,8 @@ class Flight(Node):
             self._answer(error)
         else:
             self._answer(None, task.result())
+        # Whatever is begun in a load lives in its context, and this with it: a connection, say.  Not the value.
+        self._task = None
 
     def _answer(self, error: BaseException | None, result: Any = None) -> None:
         if error is not None and not self._waiters:
@@ -241,12 +256,15 @@ class Flights:
         *,
         tags: Collection[str] = (),
         background: bool,
+        passenger: Passenger | None = None,
     ) -> Flight:
         """Start a flight; in the same synchronous step in which the caller found that there is none."""
         flight = Flight(key, asyncio.get_running_loop(), tags, background=background)
         self.running[key] = flight
         self._all.add(flight)
-        flight.start(_fly(flight, load), self._landed)
+        if passenger is not None:
+            passenger.begun()
+        flight.start(_fly(flight, load), partial(self._landed, passenger))
         return flight
 
     def join(self, flight: Flight, patience: float) -> asyncio.Future[Any]:
@@ -287,10 +305,12 @@ class Flights:
         """Forget every key's flight."""
         self.running.clear()
 
-    def _landed(self, flight: Flight) -> None:
+    def _landed(self, passenger: Passenger | None, flight: Flight) -> None:
         self._all.discard(flight)
         if self.running.get(flight.key) is flight:
             del self.running[flight.key]
+        if passenger is not None:
+            passenger.landed()
 
     def close(self) -> list[asyncio.Task[Any]]:
         """Give every load up and forget it; return the tasks to wait for."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ..clock import Seconds
 from ..events import Counters
 from ..policy import Policy
+from .batch import Part
 
 __all__ = ["Load"]
 
@@ -29,8 +30,8 @@ class Load(NamedTuple):
     """Decides whether a loaded value is stored."""
     ttl: Callable[[Any], Seconds | None] | None = None
     """Decides how long a loaded value is fresh, in place of the policy."""
-    elsewhere: Callable[[], object] | None = None
-    """Called when it turns out that another process is loading the value."""
+    part: Part | None = None
+    """What is told of its flight, if it is one of a batch that is collected until all its flights have asked."""
     batched: bool = False
     """Whether it is one of a batch, which may find that there is no such value."""
     windowed: bool = False

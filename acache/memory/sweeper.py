@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextvars import Context
 from typing import Final, Protocol
 from weakref import ref
 
@@ -73,7 +74,8 @@ class Sweeper:
 
     def _wait(self, seconds: float, then: Callable[[], object]) -> None:
         assert self._loop is not None  # noqa: S101 - for the type checker
-        self._handle = self._loop.call_later(seconds, then)
+        # Whoever stored the first entry is long gone: what is in his context must not live as long as this timer.
+        self._handle = self._loop.call_later(seconds, then, context=Context())
 
     def _begin(self) -> None:
         # 1: inserts begin a round. 2: more come, which that one will not look at. 3: nothing else comes, and the rest

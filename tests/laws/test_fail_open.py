@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -677,3 +678,34 @@ async def test_a_far_tier_that_refuses_is_told_of_once_in_a_while(
     clock.advance(10)
     await cache.get("another")
     assert len([record for record in caplog.records if "refuses to" in record.message]) == 2
+
+
+class BehindASocket(MemoryBackend):
+    """Its answers come through the event loop's selector, as a server's do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+
+    async def get(self, key: str, /) -> bytes | None:
+        data = await super().get(key)
+        await asyncio.get_running_loop().sock_recv(self.ours, 1)
+        return data
+
+    async def aclose(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+async def test_an_answer_that_is_there_is_not_late_because_the_loop_was():
+    """Something blocks the loop for longer than the deadline: that is no fault of the far tier."""
+    backend = BehindASocket()
+    async with Cache(backend, memory=None, policy=Policy(backend_timeout=0.05)) as cache:
+        await cache.set("k", "v")
+        reading = asyncio.create_task(cache.get("k"))
+        await asyncio.sleep(0)
+        backend.theirs.send(b"!" * 10)
+        time.sleep(0.1)  # noqa: ASYNC251 - what no coroutine should do
+        assert await reading == "v"
+        assert cache.stats().backend_errors == 0

@@ -663,6 +663,53 @@ async def test_crossing_batches_do_not_wait_for_each_other(far_topology: Topolog
     assert sorted(loaded) == sorted(keys)
 
 
+NOTHING: Final = {
+    "left out": {"answers": lambda keys: {}},
+    "half of it left out": {"answers": lambda keys: dict.fromkeys(keys[::2], "value")},
+    "not to be stored": {"answers": lambda keys: dict.fromkeys(keys, "value"), "condition": lambda value: False},
+    "failed": {"error": ZeroDivisionError()},
+    "cancelled": {"cancel": True},
+}
+
+
+@pytest.mark.parametrize("way", NOTHING)
+async def test_what_came_to_nothing_elsewhere_is_loaded_by_one_call(far_topology: Topology, way: str):
+    """Whoever waited for another process's batch makes a batch of what that one did not store."""
+    plan: dict[str, Any] = NOTHING[way]
+    holder, waiter = far_topology.cache(policy=LONG), far_topology.cache(policy=LONG)
+    keys, asked, began, go = [f"k{number}" for number in range(60)], list[list[str]](), asyncio.Event(), asyncio.Event()
+
+    @holder.cached_many(key="{keys}", condition=plan.get("condition"))
+    async def at_the_holder(keys: list[str]) -> dict[str, str]:
+        began.set()
+        await go.wait()
+        if "error" in plan:
+            raise plan["error"]
+        return dict(plan["answers"](keys))
+
+    @waiter.cached_many(key="{keys}")
+    async def at_the_waiter(keys: list[str]) -> dict[str, str]:
+        asked.append(list(keys))
+        return dict.fromkeys(keys, "of its own")
+
+    first = asyncio.create_task(at_the_holder(keys))
+    await began.wait()
+    second = asyncio.create_task(at_the_waiter(keys))
+    await pass_time(
+        far_topology, lambda: waiter._scope.flights.running and not asked and not far_topology.tracer.under_way
+    )
+    if "cancel" in plan:
+        first.cancel()
+    go.set()
+    await asyncio.wait([first])
+    await pass_time(far_topology, second.done)
+    found = await second
+    theirs = plan["answers"](keys) if way == "half of it left out" else {}
+    assert found == dict.fromkeys(keys, "of its own") | theirs
+    assert sorted(key for call in asked for key in call) == sorted(set(keys) - set(theirs))
+    assert len(asked) <= 3, "a few, as not all of it is given back at the same moment"
+
+
 async def test_processes_that_wait_for_each_other_find_out(far_topology: Topology):
     """P loads a, whose loader asks for b; Q loads b, whose loader asks for a: an error, not a deadlock."""
     p, q = far_topology.cache(policy=LEASED), far_topology.cache(policy=LEASED)

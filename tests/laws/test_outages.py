@@ -633,3 +633,28 @@ async def test_a_long_probe_does_not_keep_all_others_out(clock: FakeClock):
         assert backend.calls == ["get"]
         held.release()
         await probe
+
+
+@pytest.mark.parametrize("memory", [100, None], ids=["near", "far"])
+async def test_what_is_written_after_a_kept_clear_has_arrived_is_seen_by_all(
+    private_redis: Callable[..., PrivateRedis], memory: int | None
+):
+    """On a server that came back empty, too, where the epoch is lost and made anew."""
+    server = private_redis()
+    policy = Policy(backend_timeout=BUSY)
+    async with (
+        Cache(opened(server.url), namespace="n", memory=memory, policy=policy) as cache,
+        Cache(opened(server.url), namespace="n", memory=None, policy=policy) as other,
+    ):
+        await cache.set("k", "before")
+        server.kill()
+        with pytest.raises(BackendError):
+            await cache.clear()
+        server.restart()
+        await eventually(lambda: cache.stats().replay_waiting == 0)
+        assert cache.stats().replayed == 1
+        await cache.set("k", "v")
+        await cache.set_many({"of many": "v"})
+        await cache.set("tagged", "v", tags=["t"])
+        for key in ("k", "of many", "tagged"):
+            assert (await cache.get(key), await other.get(key)) == ("v", "v")

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Container, Sequence
+from contextvars import Context
 from functools import partial
 from itertools import islice
 from typing import Any, Final
@@ -154,7 +155,7 @@ class Line(asyncio.BufferedProtocol):
         if idle:
             self._active_at = self._loop.time()
             if self._watch is None:
-                self._watch = self._loop.call_later(self._timeout / _LOOKS, self._look)
+                self._watch = self._loop.call_later(self._timeout / _LOOKS, self._look, context=Context())
             if not self._flushing and not self._queue:
                 # Alone, it would only lose a turn of the loop by waiting for company.  Those in the queue count on the
                 # flush that follows their predecessor.
@@ -277,7 +278,7 @@ class Line(asyncio.BufferedProtocol):
         self._backlog, self._left = backlog, left
         patience = self._active_at + self._timeout - now
         if patience > 0:
-            self._watch = self._loop.call_later(min(patience, self._timeout / _LOOKS), self._look)
+            self._watch = self._loop.call_later(min(patience, self._timeout / _LOOKS), self._look, context=Context())
         else:
             late = BackendTimeout(f"{self._place} did not answer within {self._timeout} s")
             late.__cause__ = TimeoutError()
@@ -480,7 +481,8 @@ class Lines:
             self._judge()
             if self._last is not None and loop.time() < self._not_before:
                 raise self._last.with_traceback(None)  # it would be the same again, a moment ago as it was
-            self._opening, self._gate = loop.create_task(self._open_one()), Gate()
+            # Not in the context of whoever asked first, which would live as long as the connection.
+            self._opening, self._gate = loop.create_task(self._open_one(), context=Context()), Gate()
             self._opening.add_done_callback(partial(_pass, self._gate))
         await self._gate.wait()
 
@@ -521,7 +523,7 @@ class Lines:
             self._long[command] = None
             if len(self._long) > _MOST_REMEMBERED:
                 del self._long[next(iter(self._long))]
-        task = asyncio.get_running_loop().create_task(self._relieve_by_other(line))
+        task = asyncio.get_running_loop().create_task(self._relieve_by_other(line), context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -12,6 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from functools import partial
 from typing import Any, Final
 
@@ -186,7 +187,8 @@ class _Link:
         self._confirmed: Final[dict[bytes, asyncio.Future[None]]] = {}
         self.why: AcacheError | None = None
         """Why it has ended."""
-        self._task: Final = asyncio.get_running_loop().create_task(self._read(), name="acache subscriptions")
+        loop = asyncio.get_running_loop()
+        self._task: Final = loop.create_task(self._read(), name="acache subscriptions", context=Context())
 
     async def ask(self, topic: bytes) -> None:
         """Subscribe, unless somebody did; return when the server has confirmed."""
