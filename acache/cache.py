@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, 
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Literal, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Final, Literal, NoReturn, ParamSpec, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 from .backends.base import Backend, Notify, Track
 from .backends.urls import open_backend
@@ -250,6 +250,10 @@ class Cache:
         view = object.__new__(Cache)
         view._set_up(self._shared, namespace, codec, policy)
         return view
+
+    def __reduce__(self) -> NoReturn:
+        msg = "a Cache cannot be copied or pickled: use cache.view(), or build one in each process"
+        raise TypeError(msg)
 
     def __repr__(self) -> str:
         shared = self._shared

@@ -311,7 +311,7 @@ def _attributes(value: Any) -> str:
 
 def _name(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
-        msg = f"{cls.__qualname__} is a local class: two of them could share the name"
+        msg = f"{cls.__qualname__} is a local class: two of them could share the name; move it out of there"
         raise TypeError(msg)
     return f"{module_name(cls.__module__)}.{cls.__qualname__}"
 

@@ -229,7 +229,12 @@ def in_thread(function: Callable[..., R]) -> Callable[..., Coroutine[Any, Any, R
 
     async def call(*args: Any, **kwargs: Any) -> R:
         # Abandoned, because nothing can stop a thread: a caller who leaves, or load_timeout, need not wait for it.
-        return await to_thread.run_sync(partial(function, *args, **kwargs), abandon_on_cancel=True)
+        result = await to_thread.run_sync(partial(function, *args, **kwargs), abandon_on_cancel=True)
+        if inspect.iscoroutine(result):
+            result.close()
+            msg = f"{owner_of(function)} returned a coroutine, which no thread runs: leave thread=True out"
+            raise TypeError(msg)
+        return result
 
     return call
 

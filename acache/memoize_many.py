@@ -334,7 +334,12 @@ class _Behind(Generic[K, V]):
             if by_key.setdefault(key, item) != item:
                 msg = f"{self._binder.owner}: {short(item)} and {short(by_key[key])} would share the key {key!r}"
                 raise InvalidKey(msg)
-        if len(set(by_key.values())) < len(by_key):
+        try:
+            different = len(set(by_key.values()))
+        except TypeError as error:
+            msg = f"{self._binder.owner}: {self._items} are the keys of its result, and some cannot be: {error}"
+            raise InvalidKey(msg) from error
+        if different < len(by_key):
             msg = (
                 f"{self._binder.owner}: among {self._items} are some that are equal and have two keys, as 1 and 1.0 do:"
                 " a dict of results cannot tell them apart, so ask for them in two calls"

@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
+from weakref import WeakSet
 
 from .backends.base import Backend, KeyLimits
 from .calls import Breaker
@@ -74,7 +75,7 @@ class Scope:
 
     __slots__ = (
         *("_counters", "_digests", "_keys", "_memory", "_namespace", "_observers", "_surely_plain", "_turns"),
-        *("backoffs", "batches", "flights", "house", "space", "tags", "trust", "watch"),
+        *("backoffs", "batches", "flights", "house", "space", "tags", "trust", "users", "watch"),
     )
 
     def __init__(self, namespace: str, shared: Shared) -> None:
@@ -100,6 +101,16 @@ class Scope:
         """The calls of batch loaders under way."""
         self.house: Final = new_token()
         """What the leases of these flights have in common."""
+        self.users: Final[WeakSet[Tiers]] = WeakSet()
+        """Who works with it; whatever runs keeps its own alive."""
+
+    def idle(self, now: float) -> bool:
+        """Tell whether nothing would be lost with it: no view, no entry, no load, nothing that only it knows."""
+        if self.users or self.flights or self.watch.marks or self.batches or self.tags.ever_counted:
+            return False
+        if self.space is not None and self.space.records:
+            return False
+        return all(until <= now for until in self.backoffs.values())
 
     def turn(self, *, among_many: bool) -> AbstractAsyncContextManager[object]:
         """Return what to enter for an operation of a load: one among many waits until few of them are under way.
@@ -211,15 +222,31 @@ class Shared:
     """Whether an ``aclose`` is under way."""
     released: bool = False
     """Whether one came to its end."""
+    until_pruned: int = _FEW
+    """How many scopes there may be before those that are idle are dropped."""
 
     def scope(self, namespace: str) -> Scope:
         """Return the one of this namespace."""
         scope = self.scopes.get(namespace)
         if scope is None:
+            if len(self.scopes) >= self.until_pruned:
+                self._prune()
             scope = self.scopes[namespace] = Scope(namespace, self)
             if self.channel is not None:
-                self.channel.add(f"{namespace}::" if namespace else "", scope)
+                self.channel.add(_prefix(namespace), scope)
         return scope
+
+    def _prune(self) -> None:
+        """Drop the scopes of namespaces that nobody has in hand and of which nothing is left: of tenants, say."""
+        now = self.clock.monotonic()
+        # What is kept for the far tier goes by what these know of its tokens.
+        for namespace in [name for name, scope in self.scopes.items() if not self.replay and scope.idle(now)]:
+            del self.scopes[namespace]
+            if self.memory is not None:
+                self.memory.forget(namespace)
+            if self.channel is not None:
+                self.channel.remove(_prefix(namespace))
+        self.until_pruned = max(_FEW, 2 * len(self.scopes))  # so that a look at all of them is paid by as many new ones
 
     async def tell(self, prefix: str, wires: Collection[str] | None, patience: float) -> None:
         """Tell others of a change that the far tier has confirmed, unless it tells them itself."""
@@ -234,6 +261,7 @@ class Tiers:
     """Both tiers of one namespace."""
 
     __slots__ = (
+        "__weakref__",
         "_dates",
         "_quick",
         "_remotes",
@@ -257,6 +285,7 @@ class Tiers:
         self.given_codec = codec
         self.policy: Final = policy
         self.scope: Final = shared.scope(namespace)
+        self.scope.users.add(self)
         self.space: Final = self.scope.space
         self.trust: Final = self.scope.trust
         self.now: Final = shared.clock.monotonic
@@ -642,6 +671,10 @@ def until_due(left: float, ttl: float, policy: Policy) -> float:
 async def _resend(operate: Callable[[], Awaitable[object]], *_: object) -> None:
     """Send what has no value."""
     await operate()
+
+
+def _prefix(namespace: str) -> str:
+    return f"{namespace}::" if namespace else ""
 
 
 def _nothing(*_: object) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
+import pickle
 import re
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -753,3 +755,41 @@ async def test_bytes_in_memory_are_bytes_or_refused():
     with pytest.raises(TypeError):
         await backend.incr("k", 1.5, ttl=60)  # pyright: ignore[reportArgumentType]
     assert await backend.get("k") is None
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps], ids=lambda way: way.__name__)
+def test_a_cache_cannot_be_copied(duplicate: Callable[[Any], Any]):
+    """Half of it would be shared with the copy."""
+    with pytest.raises(TypeError, match="view"):
+        duplicate(Cache(MemoryBackend()))
+
+
+async def test_a_batch_loader_that_is_not_asynchronous_is_told_so():
+    """As a loader is."""
+    with pytest.raises(TypeError, match=r"batch loader.*dict instead of an awaitable"):
+        await Cache().load_many(["a"], lambda keys: dict.fromkeys(keys, 1))  # type: ignore[arg-type,return-value]
+
+
+async def test_items_that_cannot_be_keys_of_a_result_are_told_so():
+    """Lists, say."""
+
+    @Cache().cached_many()
+    async def f(ids: list[Any]) -> dict[Any, int]:
+        return {}
+
+    with pytest.raises(InvalidKey, match=r"ids are the keys of its result.*unhashable"):
+        await f([[1], [2]])
+
+
+async def test_a_coroutine_from_a_thread_is_told_of():
+    """A function that only wraps an asynchronous one."""
+
+    async def inner() -> int:
+        return 1
+
+    @Cache().cached(thread=True)
+    def f() -> Any:
+        return inner()
+
+    with pytest.raises(TypeError, match="leave thread=True out"):
+        await f()

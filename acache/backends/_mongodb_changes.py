@@ -315,9 +315,11 @@ async def _in_time() -> AsyncIterator[None]:
 
 def _cover(prefixes: Collection[str]) -> frozenset[str]:
     """Leave out what begins with another one."""
-    return frozenset(
-        prefix for prefix in prefixes if not any(prefix != other and prefix.startswith(other) for other in prefixes)
-    )
+    kept: list[str] = []
+    for prefix in sorted(prefixes):  # what begins with one comes right after it
+        if not kept or not prefix.startswith(kept[-1]):
+            kept.append(prefix)
+    return frozenset(kept)
 
 
 def _place(token: Json | None) -> Place:

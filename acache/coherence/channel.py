@@ -132,6 +132,12 @@ class Channel:
         else:
             self._distrust(member)
 
+    def remove(self, prefix: str) -> None:
+        """Let a namespace take part no more.  Its changes are told until the channel is opened anew, and to nobody."""
+        del self._members[prefix]
+        if self.messages is not None:
+            self.messages.forget(prefix)
+
     async def wake(self, patience: float) -> None:
         """Open the channel if it is not open in this loop; wait for its first attempt, up to ``patience`` seconds.
 

@@ -315,6 +315,13 @@ class Messages:
         for ear in tuple(self.ears.values()):
             await ear.tried.wait()
 
+    def forget(self, prefix: str) -> None:
+        """Hear of this namespace no more."""
+        if (ear := self.ears.pop(prefix, None)) is not None:
+            ear.close()
+        if (task := self._leaving.get(prefix)) is not None and task.done():
+            del self._leaving[prefix]
+
     def stop_listening(self) -> list[asyncio.Task[None]]:
         """Hear nothing any more; return the tasks that may have to be waited for."""
         tasks = [ear.close() for ear in self.ears.values()]

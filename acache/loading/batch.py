@@ -177,7 +177,12 @@ class Batch(Generic[T]):
 
     async def _call(self, keys: list[str]) -> Mapping[str, T]:
         # A frame of its own, so that a StopIteration becomes a RuntimeError: a future cannot hold one.
-        loaded = await self._loader(keys)
+        loading = self._loader(keys)
+        if not hasattr(loading, "__await__"):
+            kind = type(loading).__qualname__
+            msg = f"the batch loader {self._name} returned a {kind} instead of an awaitable: use async def"
+            raise TypeError(msg)
+        loaded = await loading
         if not isinstance(loaded, Mapping):
             kind = type(loaded).__qualname__
             msg = f"the batch loader {self._name} returned a {kind}: return a dict of values by key"

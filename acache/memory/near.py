@@ -125,6 +125,10 @@ class Memory:
             space = self._spaces[namespace] = Space(self, namespace)
         return space
 
+    def forget(self, namespace: str) -> None:
+        """Drop the part of a namespace that has no entries, and nobody who would put some there."""
+        del self._spaces[namespace]
+
     def close(self) -> None:
         """Drop everything, without a word, and leave no timer."""
         for space in self._spaces.values():

@@ -467,6 +467,73 @@ class Crowded(MemoryBackend):
         return bool(await self._count("store", super().set_if(key, data, version, ttl=ttl)))
 
 
+async def test_namespaces_that_nobody_uses_any_more_leave_nothing(topology: Topology, settle: Settle):
+    """A namespace for each tenant, or session: views come and go."""
+    cache = topology.cache()
+
+    async def visit(number: int) -> None:
+        view = cache.view(namespace=f"{cache.namespace}-{number}")
+        await view.set("k", number, tags=["t"])
+        assert await view.get_or_load("k", fail) == number
+        assert await view.delete("k")
+
+    async def fail() -> int:
+        raise LookupError
+
+    counts = []
+    for start in range(0, 3000 if topology.kind == "memory" else 300, 150):
+        for number in range(start, start + 150):
+            await visit(number)
+        await settle()
+        gc.collect()
+        counts.append(len(gc.get_objects()))
+    assert len(cache._shared.scopes) <= 2 * 128
+    assert topology.kind != "memory" or counts[-1] < counts[2] + 200 * 20
+
+
+async def test_what_a_namespace_holds_is_there_for_its_next_view(topology: Topology, settle: Settle):
+    """Entries, running loads and backoffs outlive the view; and changes by others are still told."""
+    cache, begun, go = topology.cache(), asyncio.Event(), asyncio.Event()
+
+    async def slow() -> str:
+        begun.set()
+        await go.wait()
+        return "loaded"
+
+    def view() -> Cache:
+        return cache.view(namespace=f"{cache.namespace}-kept")
+
+    def crowd(number: int) -> list[Cache]:
+        return [cache.view(namespace=f"{cache.namespace}-{number}-{each}") for each in range(300)]
+
+    await view().set("k", "v")
+    loading = asyncio.create_task(view().get_or_load("slow", slow))
+    await begun.wait()
+    for number in range(3):
+        crowd(number)
+        gc.collect()
+    joining = asyncio.create_task(view().get_or_load("slow", slow))
+    await settle()
+    go.set()
+    assert await asyncio.gather(loading, joining) == ["loaded", "loaded"]
+    assert cache.stats().loads == 1
+    assert await view().get("k") == "v"
+    await view().delete_many(["k", "slow"])
+    for number in range(3, 6):
+        crowd(number)
+        gc.collect()
+    assert f"{cache.namespace}-kept" not in cache._shared.scopes
+    kept = view()
+    await kept.set("k", "again")
+    assert await kept.get("k") == "again"
+    if topology.kind == "near+redis":
+        other = topology.witness().view(namespace=kept.namespace)
+        await other.set("k", "by another")
+        async with asyncio.timeout(30):
+            while await kept.get("k") != "by another":
+                await asyncio.sleep(0)
+
+
 request_of: ContextVar[object] = ContextVar("request")
 
 

@@ -219,9 +219,11 @@ class _Teller:
 
 def _cover(prefixes: Collection[bytes]) -> frozenset[bytes]:
     """Leave out what begins with another one."""
-    return frozenset(
-        prefix for prefix in prefixes if not any(prefix != other and prefix.startswith(other) for other in prefixes)
-    )
+    kept: list[bytes] = []
+    for prefix in sorted(prefixes):  # what begins with one comes right after it
+        if not kept or not prefix.startswith(kept[-1]):
+            kept.append(prefix)
+    return frozenset(kept)
 
 
 def _owners(reply: Any) -> Any:
