@@ -185,6 +185,10 @@ class WireKeys:
             return rest[1:], None
         return None, rest[5:] if rest.startswith("@tag:") else None
 
+    def is_digest(self, wire: str) -> bool:
+        """Tell whether a wire key of this namespace stands for a key that the engine cannot hold."""
+        return wire.startswith("@#", len(self._prefix) or 2)
+
     def _internal(self, name: str) -> str:
         return f"{self._prefix or '::'}{name}"
 

@@ -19,7 +19,7 @@ import asyncio
 import os
 import random
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from typing import Final, Literal, TypeAlias
 
 from .clock import Clock, Timer
@@ -225,7 +225,9 @@ class Lease:
     async def _listen(self) -> None:
         with suppress(CacheClosed):
             try:
-                async with self._remote.subscribe(self._key) as messages:
+                async with AsyncExitStack() as stack:
+                    async with self._turn():
+                        messages = await stack.enter_async_context(self._remote.subscribe(self._key))
                     self._listening = True
                     self._hear(b"")  # what was said before anybody listened
                     async for message in messages:

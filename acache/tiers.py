@@ -162,6 +162,8 @@ class Scope:
             emit(self._observers, InvalidationReceived(namespace=self._namespace, key=key, tag=tag))
 
     def _of_digest(self, wire: str) -> str | None:
+        if not self._keys.is_digest(wire):
+            return None  # the lease of a key, say, of which there are many
         if (key := self._digests.pop(wire, None)) is not None:
             return key
         being_read = [key for key in self.watch.marks if len(key) > self._surely_plain]

@@ -726,3 +726,13 @@ def test_names_of_extra_attributes_cannot_pretend_to_be_more():
         opened(_secret=1),
     ]  # fmt: skip
     assert len({argument_text(value) for value in values}) == len(values)
+
+
+@pytest.mark.parametrize("namespace", ["", "n", "a:b"])
+def test_a_digest_is_told_from_every_other_record(namespace: str):
+    """Of the messages about a namespace, those about leases are many, and need no look for the key behind a digest."""
+    keys = WireKeys(namespace, max_bytes=100, printable=False)
+    assert keys.is_digest(keys.entry("k" * 200))
+    assert keys.is_digest(keys.tag("t" * 200))
+    others = [keys.entry("k"), keys.entry("@#k"), keys.entry("#"), keys.tag("t"), keys.tag("@#"), keys.lease("k")]
+    assert not any(keys.is_digest(wire) for wire in others)
