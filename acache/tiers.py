@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 from weakref import WeakSet
@@ -93,7 +93,7 @@ class Scope:
         self.space: Final = None if memory is None else memory.space(namespace)
         self.flights: Final = Flights()
         self.watch: Final = Watch()
-        self.tags: Final = Tags()
+        self.tags: Final = Tags(ever_counted=namespace in shared.counted)
         self.backoffs: Final[dict[str, float]] = {}
         """Until when a key whose loader failed is not loaded again; monotonic."""
         self._turns: tuple[asyncio.AbstractEventLoop, asyncio.Semaphore] | None = None
@@ -106,7 +106,7 @@ class Scope:
 
     def idle(self, now: float) -> bool:
         """Tell whether nothing would be lost with it: no view, no entry, no load, nothing that only it knows."""
-        if self.users or self.flights or self.watch.marks or self.batches or self.tags.ever_counted:
+        if self.users or self.flights or self.watch.marks or self.batches:
             return False
         if self.space is not None and self.space.records:
             return False
@@ -224,6 +224,8 @@ class Shared:
     """Whether an ``aclose`` is under way."""
     released: bool = False
     """Whether one came to its end."""
+    counted: set[str] = field(default_factory=set)
+    """Those of the dropped scopes' namespaces that ever held counters: all that is left of them."""
     until_pruned: int = _FEW
     """How many scopes there may be before those that are idle are dropped."""
 
@@ -243,7 +245,8 @@ class Shared:
         now = self.clock.monotonic()
         # What is kept for the far tier goes by what these know of its tokens.
         for namespace in [name for name, scope in self.scopes.items() if not self.replay and scope.idle(now)]:
-            del self.scopes[namespace]
+            if self.scopes.pop(namespace).tags.ever_counted:
+                self.counted.add(namespace)
             if self.memory is not None:
                 self.memory.forget(namespace)
             if self.channel is not None:

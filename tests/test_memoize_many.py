@@ -862,6 +862,21 @@ async def test_an_exception_in_the_place_of_a_value_is_raised_each_time_and_neve
         assert await cache.get("b", "nothing") == "nothing"
 
 
+@pytest.mark.parametrize("sign", [asyncio.CancelledError(), GeneratorExit(), KeyboardInterrupt()], ids=repr)
+async def test_what_is_no_error_but_a_sign_is_one_in_the_place_of_a_value(build: Build, sign: BaseException):
+    """``gather(return_exceptions=True)`` makes them; raised as they are they would cancel whoever asked."""
+    async with build() as cache:
+
+        @cache.cached_many()
+        async def values(ids: list[int]) -> dict[int, Any]:
+            return {item: sign if item == 1 else item for item in ids}
+
+        with pytest.raises(RuntimeError, match="returned"):
+            await values([1, 2])
+        assert await values([2]) == {2: 2}
+        assert values.peek([1, 2]) in ({2: 2}, {})
+
+
 async def test_an_error_of_one_item_is_answered_with_its_stale_value(build: Build, clock: FakeClock):
     """``stale_if_error`` holds for it."""
     failing = False

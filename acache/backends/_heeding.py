@@ -6,7 +6,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable
 from inspect import iscoroutine
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 __all__ = ["heeding", "unharmed"]
 
@@ -37,8 +37,10 @@ async def heeding(operation: Awaitable[T]) -> T:
     return result
 
 
-async def unharmed(operation: Awaitable[T]) -> T:
+async def unharmed(operation: Awaitable[T], running: set[asyncio.Task[Any]]) -> T:
     """Do as `heeding`, but leave the operation to end by itself when its caller is cancelled.
+
+    It is in ``running`` until it has ended: the end of the event loop would cancel it, too.
 
     Until Python 3.12 ``asyncio.wait_for`` has what it waits for in a task of its own, and PyMongo waits by it for
     conditions, whose lock it holds before and after::
@@ -52,6 +54,8 @@ async def unharmed(operation: Awaitable[T]) -> T:
         return await heeding(operation)
     loop = asyncio.get_running_loop()
     task: asyncio.Task[T] = loop.create_task(operation)
+    running.add(task)
+    task.add_done_callback(running.discard)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
+from contextvars import Context
 from typing import Any, Final, NamedTuple, TypeVar
 
 from ..errors import BackendError, BackendRefused, BackendTimeout, BackendUnavailable, ValueTooLarge
@@ -159,7 +160,14 @@ class Pool:
                     return connection
                 began, tried = self.loop.time(), True
                 server, options = self._server, self._server.options
-                _, connection = await self.loop.create_connection(self._protocol, server.host, server.port, **options)
+                connecting = self.loop.create_connection(self._protocol, server.host, server.port, **options)
+                # In a context of its own: that of whoever asked first would live as long as the connection.
+                opening = self.loop.create_task(connecting, context=Context())
+                try:
+                    _, connection = await opening
+                except asyncio.CancelledError:
+                    opening.add_done_callback(_close)  # it may have come to its end in this very turn
+                    raise
         except (OSError, ValueError) as error:
             if tried:
                 self._failures += 1
@@ -223,3 +231,9 @@ class Ring:
 def _hash(text: bytes) -> list[int]:
     digest = hashlib.md5(text, usedforsecurity=False).digest()
     return [int.from_bytes(digest[start : start + 4], "little") for start in range(0, 16, 4)]
+
+
+def _close(opening: asyncio.Task[tuple[asyncio.Transport, Connection]]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        transport, _ = opening.result()
+        transport.abort()

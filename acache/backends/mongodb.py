@@ -152,6 +152,8 @@ class MongoDBBackend:
         self._owned: _Client | None = None
         self._build: Callable[[], _Client] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: Final[set[asyncio.Task[Any]]] = set()
+        """Operations under way, as far as cancellations must not reach them."""
         self._index_tries = 3
         self._tracked: tuple[MongoDBBackend, Changes] | None = None
         """What this one was copied from, and its tracking: they are closed with it."""
@@ -253,6 +255,8 @@ class MongoDBBackend:
             await self._gets.aclose()
         if self._tracked is not None:
             await self._tracked[1].aclose()
+        if under_way := [task for task in self._running if task.get_loop() is asyncio.get_running_loop()]:
+            await asyncio.wait(under_way, timeout=_GOODBYE)
         client, self._owned = self._owned, None
         try:
             if client is not None:
@@ -612,7 +616,7 @@ class MongoDBBackend:
     async def _find(self, wanted: Json, projection: Json, limit: int = 0) -> list[Json]:
         order = [("_id", 1)] if limit else None
         cursor = self._collection().find(wanted, projection, limit=limit, sort=order)
-        return cast("list[Json]", await _translated(cursor.to_list(None)))
+        return cast("list[Json]", await _translated(cursor.to_list(None), self._running))
 
     async def _put(self, key: str, new: Json) -> None:
         done = await self._write("update_one", {"_id": key}, _update(new), upsert=True)
@@ -698,7 +702,7 @@ class MongoDBBackend:
         return self._current
 
     async def _do(self, method: str, *args: Any, **options: Any) -> Any:
-        return await _translated(getattr(self._collection(), method)(*args, **options))
+        return await _translated(getattr(self._collection(), method)(*args, **options), self._running)
 
 
 class _Feed:
@@ -713,7 +717,7 @@ class _Feed:
         if entries.read_preference != ReadPreference.PRIMARY:
             msg = "changes are told to those who read from the primary: a secondary may be behind what was told"
             raise BackendRefused(msg)
-        hello = await _run(entries, {"hello": 1})
+        hello = await _run(entries, self._backend._running, {"hello": 1})  # noqa: SLF001 - its own module
         if "setName" not in hello and not hello.get("isreplicaset"):
             kind = "a sharded cluster tells of changes too late" if hello.get("msg") == "isdbgrid" else "this is none"
             msg = f"MongoDB tells of changes in replica sets only, and {kind}"
@@ -734,7 +738,7 @@ class _Feed:
 
     async def open(self, prefixes: Collection[str], since: Place | Json, batch: int) -> tuple[_Cursor, Json]:
         """See `Feed.open`; an ``aggregate``."""
-        entries = self._backend._collection()  # noqa: SLF001 - its own module
+        entries, running = self._backend._collection(), self._backend._running  # noqa: SLF001 - its own module
         start = {"startAfter": since} if isinstance(since, dict) else {"startAtOperationTime": Timestamp(*since)}
         pipeline = [{"$changeStream": start}, *stages([_span(prefix) for prefix in prefixes])]
         # A cursor belongs to a session; without one that is named, each command would bring its own.
@@ -743,21 +747,22 @@ class _Feed:
             session = await session
         try:
             command = {"aggregate": entries.name, "pipeline": pipeline, "cursor": {"batchSize": 0}}
-            opened = (await _run(entries, command, session))["cursor"]
+            opened = (await _run(entries, running, command, session))["cursor"]
         except BaseException as error:
             await session.end_session()
             if isinstance(error, BackendError) and _code(error.__cause__) in _UNTOLD:
                 msg = f"this server does not tell of changes: {error}"
                 raise BackendRefused(msg) from error.__cause__
             raise
-        return _Cursor(entries, session, opened["id"], batch), opened.get("postBatchResumeToken", {})
+        return _Cursor(entries, running, session, opened["id"], batch), opened.get("postBatchResumeToken", {})
 
 
 class _Cursor:
     """A change stream at the server; see `Cursor`."""
 
-    def __init__(self, entries: Any, session: Any, number: int, batch: int) -> None:
+    def __init__(self, entries: Any, running: set[asyncio.Task[Any]], session: Any, number: int, batch: int) -> None:
         self._entries: Final = entries
+        self._running: Final = running
         self._session: Final = session
         self._id: Final = number
         longest = entries.database.client.options.pool_options.socket_timeout
@@ -772,29 +777,29 @@ class _Cursor:
     async def more(self) -> Json:
         """See `Cursor.more`."""
         with deadline(0):  # pymongo would set maxTimeMS to the client's timeoutMS, and give up when that is over
-            return cast("Json", (await _run(self._entries, self._more, self._session))["cursor"])
+            return cast("Json", (await _run(self._entries, self._running, self._more, self._session))["cursor"])
 
     async def aclose(self) -> None:
         """See `Cursor.aclose`; a ``killCursors``."""
         try:
-            await _run(self._entries, {"killCursors": self._entries.name, "cursors": [self._id]})
+            await _run(self._entries, self._running, {"killCursors": self._entries.name, "cursors": [self._id]})
         finally:
             await self._session.end_session()
 
 
-async def _run(entries: Any, command: Json, session: Any = None) -> Json:
+async def _run(entries: Any, running: set[asyncio.Task[Any]], command: Json, session: Any = None) -> Json:
     """Have the primary carry out a command; one that is a primary no more has not refused it."""
     try:
-        return cast("Json", await _translated(entries.database.command(dict(command), session=session)))
+        return cast("Json", await _translated(entries.database.command(dict(command), session=session), running))
     except BackendRefused as error:
         if isinstance(error.__cause__, errors.AutoReconnect):
             raise BackendUnavailable(*error.args) from error.__cause__
         raise
 
 
-async def _translated(operation: Awaitable[T]) -> T:
+async def _translated(operation: Awaitable[T], running: set[asyncio.Task[Any]]) -> T:
     try:
-        return await unharmed(operation)
+        return await unharmed(operation, running)
     except (errors.PyMongoError, BSONError, OSError, RuntimeError) as error:
         raise _translate(error) from error
 

@@ -151,7 +151,8 @@ class Channel:
         if self._loop is not loop:
             self._open(loop)
         elif self._awaited and (self.state != "refused" or self.messages is not None):
-            self._first = Gate()
+            if self._first is None or self._first.opened:  # or somebody would be left waiting at the old one
+                self._first = Gate()
             if self._checking is None:  # otherwise it notices
                 self._check_now()
         self._awaited = False

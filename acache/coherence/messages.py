@@ -348,7 +348,8 @@ class Messages:
             batch = self._next[prefix] = _Batch()
         batch.add(None if wires is None else [wire[len(prefix) :] for wire in wires])
         if (task := self._leaving.get(prefix)) is None or task.done():
-            self._leaving[prefix] = loop.create_task(self._send(prefix), name="acache message")
+            # What its caller has in his context is not to live as long as the namespace.
+            self._leaving[prefix] = loop.create_task(self._send(prefix), name="acache message", context=Context())
         await batch.left.wait(patience)
 
     async def _send(self, prefix: str) -> None:

@@ -62,7 +62,7 @@ class Tags:
 
     __slots__ = ("_cells", "_listening", "_of_namespace", "counted", "era", "ever_counted", "heir", "latest_epoch")
 
-    def __init__(self) -> None:
+    def __init__(self, *, ever_counted: bool = False) -> None:
         self._cells: Final[WeakValueDictionary[str, TagCell]] = WeakValueDictionary()
         self._listening: Final[set[Heard]] = set()
         self._of_namespace: TagCell | None = None
@@ -74,7 +74,7 @@ class Tags:
         """A token of the namespace that the far tier had lost, and the one that was made here in its place."""
         self.counted = False
         """Whether it said that there may be counters."""
-        self.ever_counted = False
+        self.ever_counted = ever_counted
         """Whether it ever did: where the namespace's token is lost, so is that."""
 
     def cells(self, tags: Iterable[str]) -> tuple[TagCell, ...]:

@@ -170,8 +170,8 @@ class Batch(Generic[T]):
             if future.done():
                 continue
             value = loaded.get(key, ABSENT)
-            if isinstance(value, Exception):
-                future.set_exception(_storable(value))
+            if isinstance(value, BaseException):
+                future.set_exception(_holdable(value))
             else:
                 future.set_result(value)
 
@@ -190,9 +190,11 @@ class Batch(Generic[T]):
         return loaded
 
 
-def _storable(error: Exception) -> Exception:
-    """Return an error that a future can hold."""
-    return RuntimeError(f"a batch loader returned {error!r}") if isinstance(error, StopIteration) else error
+def _holdable(error: BaseException) -> Exception:
+    """Return an error that a future can hold, and that is no sign to whoever waits for it: of his cancellation, say."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    return RuntimeError(f"a batch loader returned {error!r}")
 
 
 def close_batches(tasks: set[asyncio.Task[None]]) -> list[asyncio.Task[None]]:

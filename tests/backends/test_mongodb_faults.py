@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import subprocess
+import sys
+import textwrap
 import time
 import uuid
 from contextlib import asynccontextmanager, suppress
@@ -433,3 +436,36 @@ async def test_every_answer_is_the_question_s_after_five_hundred_cancellations(
                 assert result is None or isinstance(result, asyncio.CancelledError)
     assert answers > 200
     assert await backend.get_many(keys) == {key: key.encode() + b"!" for key in keys}
+
+
+@pytest.mark.parametrize("client", ["pymongo", "motor"])
+def test_a_process_ends_although_its_server_stands_still(private_mongodb: Callable[..., PrivateMongoDB], client: str):
+    """Closed with calls under way, whose tasks the end of the event loop cancels."""
+    script = """
+        import asyncio, sys
+        from acache import Cache
+
+        async def main():
+            cache = Cache.from_url(sys.argv[1], namespace="n", memory=None)
+            await asyncio.gather(*[cache.set(f"k{number}", number) for number in range(20)])
+            print("ready", flush=True)
+            sys.stdin.readline()
+            calls = [asyncio.create_task(cache.set(f"k{number}", number)) for number in range(60)]
+            await asyncio.sleep(0.1)
+            await cache.aclose()
+            print("closed", flush=True)
+
+        asyncio.run(main())
+    """
+    server = private_mongodb()
+    command = [sys.executable, "-c", textwrap.dedent(script), f"{server.url}d?client={client}"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            server.pause()
+            out, _ = process.communicate("go\n", timeout=60)
+            assert (out, process.returncode) == ("closed\n", 0)
+        finally:
+            process.kill()
+            server.resume()

@@ -467,12 +467,18 @@ class Crowded(MemoryBackend):
         return bool(await self._count("store", super().set_if(key, data, version, ttl=ttl)))
 
 
-async def test_namespaces_that_nobody_uses_any_more_leave_nothing(topology: Topology, settle: Settle):
+@pytest.mark.parametrize("counting", [False, True], ids=["", "counting"])
+async def test_namespaces_that_nobody_uses_any_more_leave_nothing(
+    topology: Topology, settle: Settle, *, counting: bool
+):
     """A namespace for each tenant, or session: views come and go."""
     cache = topology.cache()
 
     async def visit(number: int) -> None:
         view = cache.view(namespace=f"{cache.namespace}-{number}")
+        if counting:
+            await view.incr("c", ttl=0.1)
+            await view.delete("c")
         await view.set("k", number, tags=["t"])
         assert await view.get_or_load("k", fail) == number
         assert await view.delete("k")

@@ -768,6 +768,29 @@ async def test_trust_that_ended_with_nothing_lost_comes_back(one_far: Far, until
     assert reader.stats().channel_losses == 0
 
 
+@pytest.mark.parametrize("coherence", ["auto", "messages"])
+async def test_views_of_new_namespaces_that_are_used_at_once_do_not_wait_for_their_deadlines(
+    redis_url: str, coherence: Any
+):
+    """Each is told of as soon as the server knows of it, whoever else comes meanwhile."""
+    policy = Policy(backend_timeout=60)
+    async with Cache.from_url(
+        redis_url, namespace=f"views-{uuid.uuid4().hex}", policy=policy, coherence=coherence
+    ) as cache:
+        await cache.get("k")
+
+        async def ask(number: int) -> None:
+            await asyncio.sleep(0)
+            view = cache.view(namespace=f"{cache.namespace}-{number}")
+            assert await view.get("k") is None
+            await view.set("k", number)
+            assert await view.get("k") == number
+            await view.clear()
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*[ask(number) for number in range(20)])
+
+
 async def test_a_heartbeat_keeps_trust(one_far: Far, until: Until):
     """As long as the server answers, near copies live for their whole time."""
     reader = one_far.cache()
