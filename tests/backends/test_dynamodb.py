@@ -926,6 +926,7 @@ async def test_a_missing_table_is_refused_with_the_remedy(endpoint: str):
         KeySchema=[{"AttributeName": "key", "KeyType": "HASH"}],
         BillingMode="PAY_PER_REQUEST",
     )
+    control(endpoint).get_waiter("table_exists").wait(TableName=name, WaiterConfig={"Delay": 1, "MaxAttempts": 30})
     assert await backend.get("k") is None
     await backend.aclose()
     control(endpoint).delete_table(TableName=name)

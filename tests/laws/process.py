@@ -22,8 +22,8 @@ class Process:
     def __init__(self, url: str, namespace: str, memory: int | None) -> None:
         policy = Policy(backend_timeout=30)
         self.raw = RedisBackend.from_url(url, timeout=30)
-        self.cache = Cache.from_url(url, memory=memory, namespace=namespace, policy=policy)
-        self.witness = Cache.from_url(url, memory=None, namespace=namespace, policy=policy)
+        self.cache = Cache(RedisBackend.from_url(url, timeout=30), memory=memory, namespace=namespace, policy=policy)
+        self.witness = Cache(RedisBackend.from_url(url, timeout=30), memory=None, namespace=namespace, policy=policy)
         self.source = f"{namespace}-source"
         """Where what the loads of `storm` read is kept: beside the cache, on the same server."""
         self.finish: dict[int, asyncio.Event] = {}
